@@ -14,6 +14,7 @@ import click
 from sbtk_cli import options, output
 from sbtk_cli.index import bundle_to_index, final_sentence
 from sbtk_cli.serve import open_browser, page_address, restart_command
+from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 _HELP = """Index photos and search them in the browser.
 
 The page opens at once; photos can be found while others are still being indexed. The gallery is
-stored in your data folder, one for each set of folders, and updated each time you open it. If the
-gallery is already open, its page is shown. Only this machine can connect. Press Ctrl-C to stop;
-the next run resumes.
+stored in your data folder, one for each set of folders and model, and updated each time you open
+it. If the gallery is already open, its page is shown. Only this machine can connect. Press Ctrl-C
+to stop; the next run resumes.
 
 \b
 sbtk open ~/Pictures
@@ -72,16 +73,24 @@ def command(
     """Run `sbtk open`."""
     if not photos and gallery is None:
         raise click.UsageError("Name the folders of your photos, as in: sbtk open ~/Pictures")
+    from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.gallery.folder import make_folder, translate_os_errors
     from sbtk_runtime.gallery.update import roots_to_walk
     from sbtk_runtime.web.running import AlreadyOpen, claim_server, update_at
 
-    folder = default_gallery(photos) if gallery is None else gallery
-    if photos:
+    if gallery is None:
+        bundle = Bundle.open(model)
+        folder = default_gallery(photos, bundle.manifest.model_id)
         roots_to_walk(folder, photos)
+        if notice := _notice_of_earlier(folder):
+            output.notice(notice, quiet=quiet)
     else:
-        options.existing_gallery(folder)
-    bundle = bundle_to_index(model, folder, None)
+        folder = gallery
+        if photos:
+            roots_to_walk(folder, photos)
+        else:
+            options.existing_gallery(folder)
+        bundle = bundle_to_index(model, folder, None)
     with translate_os_errors(folder):
         make_folder(folder)
     try:
@@ -127,14 +136,34 @@ def command(
     return 0
 
 
-def default_gallery(photos: Sequence[Path]) -> Path:
-    """Return the folder of the gallery for a set of folders, in the user's data folder."""
+def default_gallery(photos: Sequence[Path], model_id: str) -> Path:
+    """Return the folder of the gallery for a set of folders and a model, in the user's data folder.
+
+    A new default model indexes the photos again, beside the earlier model's gallery.
+    """
     from platformdirs import user_data_path
+
+    from sbtk_runtime.preprocess import PREPROCESSING
 
     roots = sorted({os.path.realpath(path) for path in photos})
     name = "".join(c if c.isalnum() else "-" for c in os.path.basename(roots[0]))  # noqa: PTH119
-    key = hashlib.sha256(b"\0".join(map(os.fsencode, roots))).hexdigest()[:8]
-    return user_data_path("sbtk") / "galleries" / f"{name[:40] or 'photos'}-{key}.sbtk"
+    stem = f"{name[:40] or 'photos'}-{_short_hash(*roots)}"
+    folder = user_data_path("sbtk") / "galleries"
+    return folder / f"{stem}-{_short_hash(model_id, PREPROCESSING)}.sbtk"
+
+
+def _short_hash(*texts: str) -> str:
+    return hashlib.sha256(b"\0".join(map(os.fsencode, texts))).hexdigest()[:8]
+
+
+def _notice_of_earlier(folder: Path) -> str:
+    """Return what a new default gallery replaces; empty if it is not new, or the first."""
+    stem = folder.stem.rpartition("-")[0]
+    earlier = [] if folder.exists() else sorted(folder.parent.glob(f"{stem}*.sbtk"))
+    if not earlier:
+        return ""
+    names = ", ".join(map(printable_name, earlier))
+    return f"another model needs other embeddings: indexing again. Of earlier models: {names}"
 
 
 def _listen(port: int) -> socket.socket:

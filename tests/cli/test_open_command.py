@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -64,6 +65,10 @@ def count(port: int) -> int:
     return len(answer.json()["hits"]) if answer.status == 200 else -1
 
 
+def has_photos(port: int, number: int) -> bool:
+    return count(port) == number
+
+
 def test_photos_are_indexed_served_and_updated_by_a_second_open(
     tmp_path: Path, bundle: Path
 ) -> None:
@@ -93,6 +98,23 @@ def test_photos_are_indexed_served_and_updated_by_a_second_open(
         port = port_of(address)
         wait_until(lambda: count(port) == 17)
     assert [gallery] == list((home / "sbtk" / "galleries").iterdir())
+
+
+def test_another_model_indexes_the_photos_again(tmp_path: Path, bundle: Path) -> None:
+    photos, home = tmp_path / "photos", tmp_path / "home"
+    write_photos(photos, 3)
+    other = tiny_bundle(tmp_path / "other", seed=1)
+    models = set()
+    for chosen, said in ((bundle, False), (other, True), (bundle, False), (other, False)):
+        earlier = {*(home / "sbtk" / "galleries").glob("*.sbtk")}
+        with opened(home, chosen, photos) as (process, address):
+            wait_until(functools.partial(has_photos, port_of(address), 3))
+            models.add(ask(port_of(address), "/v1/gallery").json()["model_id"])
+            process.send_signal(signal.SIGINT)
+            notices = process.communicate(timeout=30)[1].splitlines()
+        names = " ".join(line for line in notices if "indexing again" in line)
+        assert [str(folder) in names for folder in earlier] == [said] * len(earlier)
+    assert len(models) == 2 == len([*(home / "sbtk" / "galleries").glob("*.sbtk")])
 
 
 def test_folders_without_photos_end_the_command(tmp_path: Path, bundle: Path) -> None:
@@ -144,8 +166,9 @@ def test_each_set_of_folders_has_a_gallery_of_its_own(
 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     one, two = tmp_path / "a", tmp_path / "b"
-    assert default_gallery([one, two]) == default_gallery([two, one, one])
-    assert len({default_gallery([one]), default_gallery([two]), default_gallery([one, two])}) == 3
-    assert default_gallery([Path("/")]).name.startswith("photos-")
-    odd = default_gallery([tmp_path / "sömmer/../x y\n" / os.fsdecode(b"\xff")])
+    assert default_gallery([one, two], "m@1") == default_gallery([two, one, one], "m@1")
+    sets = ([one], "m@1"), ([two], "m@1"), ([one, two], "m@1"), ([one], "m@2")
+    assert len({default_gallery(*each) for each in sets}) == 4
+    assert default_gallery([Path("/")], "m@1").name.startswith("photos-")
+    odd = default_gallery([tmp_path / "sömmer/../x y\n" / os.fsdecode(b"\xff")], "m@1")
     assert odd.name.isascii() or odd.name.isprintable()
