@@ -162,8 +162,8 @@ def _notice_of_earlier(folder: Path) -> str:
     earlier = [] if folder.exists() else sorted(folder.parent.glob(f"{stem}*.sbtk"))
     if not earlier:
         return ""
-    names = ", ".join(map(printable_name, earlier))
-    return f"another model needs other embeddings: indexing again. Of earlier models: {names}"
+    kept = ", ".join(map(printable_name, earlier))
+    return f"the model has changed: indexing the photos again (the earlier gallery is kept: {kept})"
 
 
 def _listen(port: int) -> socket.socket:

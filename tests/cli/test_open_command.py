@@ -112,7 +112,7 @@ def test_another_model_indexes_the_photos_again(tmp_path: Path, bundle: Path) ->
             models.add(ask(port_of(address), "/v1/gallery").json()["model_id"])
             process.send_signal(signal.SIGINT)
             notices = process.communicate(timeout=30)[1].splitlines()
-        names = " ".join(line for line in notices if "indexing again" in line)
+        names = " ".join(line for line in notices if "model has changed" in line)
         assert [str(folder) in names for folder in earlier] == [said] * len(earlier)
     assert len(models) == 2 == len([*(home / "sbtk" / "galleries").glob("*.sbtk")])
 
