@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from sbtk_cli import options, output
-from sbtk_cli.options import stops_between_photos
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import count_text, printable_name
 
@@ -58,23 +57,14 @@ def command(
 
     options.existing_gallery(gallery)
     store = open_store(at, patience_s=_PATIENCE_S)
-    with stops_between_photos() as stopping, output.progress("photos", quiet=quiet) as advance:
-
-        def progress(done: int, total: int) -> None:
-            advance(done, total)
-            stopping.between_photos(more_to_come=done < total)
-
-        try:
-            report = push_gallery(
-                gallery,
-                store,
-                _names(sources),
-                progress=progress,
-                notify=lambda text: output.notice(text, quiet=quiet),
-            )
-        except KeyboardInterrupt:
-            output.notice("Stopped. Run the same command to resume.")
-            raise
+    with options.resumable_progress(quiet=quiet) as progress:
+        report = push_gallery(
+            gallery,
+            store,
+            _names(sources),
+            progress=progress,
+            notify=lambda text: output.notice(text, quiet=quiet),
+        )
     for text in report.notices:
         output.notice(text, quiet=quiet)
     if as_json:
