@@ -91,11 +91,13 @@ def check_model(
     if model_id == made_by and preprocessing == PREPROCESSING:
         return
     other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{name}.sbtk")
-    what = f"{made_by}" if model_id != made_by else f"preprocessing {preprocessing}"
-    ours = model_id if model_id != made_by else PREPROCESSING
+    if model_id != made_by:
+        ours, theirs = f"the model {model_id}", made_by
+    else:
+        ours, theirs = f"preprocessing {PREPROCESSING}", f"preprocessing {preprocessing}"
     raise ModelMismatch(
-        f"{printable_name(folder)} was made by {what}",
-        f"{ours}, which is in use (embeddings of two models cannot be compared)",
+        f"{ours} did not make {printable_name(folder)}",
+        f"{theirs}, which made it (embeddings of two models cannot be compared)",
         f"sbtk index {photos} --gallery {shlex.quote(printable_name(other))} "
         f"--model {shlex.quote(printable_name(bundle.folder))}",
     )

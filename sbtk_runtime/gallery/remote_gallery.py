@@ -193,9 +193,9 @@ class RemoteGallery(Queries):
         ours = bundle.manifest.model_id
         if (info.model_id, info.preprocessing) != (ours, PREPROCESSING):
             raise ModelMismatch(
-                f"{self.name} holds photos by {info.description}",
-                f"{ours}, preprocessing {PREPROCESSING}, which is in use",
-                "name the model that made them (--model), or another collection",
+                f"the model {ours}, preprocessing {PREPROCESSING}, did not make {self.name}",
+                f"{info.model_id}, preprocessing {info.preprocessing}, which made it",
+                "name the model that made it (--model), or another collection",
             )
 
     def answer(
