@@ -24,7 +24,7 @@ from benchmarks.drawings import (
     require_held_out,
 )
 from benchmarks.result import Result, print_result
-from sbtk_runtime.feedback import DISLIKED_WEIGHT, LIKED_WEIGHT, refine
+from sbtk_runtime.rerank import DISLIKED_WEIGHT, LIKED_WEIGHT, refine
 
 #: Relative to the sketch, whose weight is 1; with infinity only liked photos count.
 LIKED_WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, math.inf)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.catalogue import Embedding, Origin
 from sbtk_runtime.gallery.folder import CODES_PREFIX, VECTORS_NAME
-from sbtk_runtime.gallery.graph import update_graph
+from sbtk_runtime.gallery.publish import update_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.sign_codes import update_codes

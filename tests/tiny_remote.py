@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sbtk_runtime.gallery.push import PushReport, push_gallery
 from sbtk_runtime.gallery.queries import Queries
 from sbtk_runtime.gallery.remote import open_store
+from tests.milvus_server import NEEDS_LITE, LiteServer, MilvusServer
+from tests.postgres_server import NEEDS_POSTGRES, PostgresServer
 from tests.tiny import tiny_photo, write_photos
 
 
@@ -38,3 +41,10 @@ def write_tree(folder: Path) -> Path:
     shutil.copyfile(paths[0], folder / "copy.jpg")
     tiny_photo(77).save(os.fsdecode(os.fsencode(folder) + b"/caf\xe9 \\n.png"))
     return folder
+
+
+Server = PostgresServer | MilvusServer
+ENGINES = [
+    pytest.param(PostgresServer, id="postgres", marks=NEEDS_POSTGRES),
+    pytest.param(LiteServer, id="milvus-lite", marks=NEEDS_LITE),
+]

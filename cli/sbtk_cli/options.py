@@ -171,7 +171,7 @@ def _at(context: click.Context, parameter: click.Parameter, value: str | None) -
     """Check the URL, and keep its password out of what other users see of this process."""
     if value is None:
         return None
-    from sbtk_cli.process_title import hide_in_command_line
+    from sbtk_cli.options import hide_in_command_line
     from sbtk_runtime.gallery.remote_address import Address
 
     hide_in_command_line(value, Address.parse(value).secrets)
@@ -493,3 +493,27 @@ def stops_between_photos() -> Iterator[Stopping]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# Fields of /proc/self/stat after the name of the program: see proc(5).
+_FIRST_FIELD, _ARG_START, _ARG_END = 3, 48, 49
+
+
+def hide_in_command_line(argument: str, secrets: Sequence[str]) -> None:
+    """Overwrite the secrets of one argument in the arguments that `ps` shows, on Linux.
+
+    Until then, some tenths of a second after the start, they can be seen.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        numbers = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        start, end = (int(numbers[field - _FIRST_FIELD]) for field in (_ARG_START, _ARG_END))
+        words = ctypes.string_at(start, end - start)
+        shown = argument.encode()
+        place = words.find(shown)
+        hidden = shown
+        for secret in secrets:
+            hidden = hidden.replace(secret.encode(), b"*" * len(secret.encode()))
+        if place >= 0:
+            ctypes.memmove(start + place, hidden, len(hidden))

@@ -111,8 +111,8 @@ def command(
     quiet: bool,
 ) -> int:
     """Run `sbtk serve`."""
+    from sbtk_runtime.web.app import gallery_names
     from sbtk_runtime.web.auth import access_rules, is_loopback, new_token
-    from sbtk_runtime.web.galleries import gallery_names
     from sbtk_runtime.web.server import listen
 
     opened, text = _open(gallery, at, mounts, model)

@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,6 @@ from sbtk_runtime.files import (
     write_error,
 )
 from sbtk_runtime.gallery.catalogue import CatalogueView, Origin
-from sbtk_runtime.gallery.roots import roots_above
 from sbtk_runtime.gallery.rows import CodeShards, Shards, Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME, damaged
 from sbtk_runtime.gallery.writer import Catalogue
@@ -456,3 +455,22 @@ def check_shard(
         "one gallery for each shard",
         f"sbtk index {photos} --shard {asked} --gallery {shlex.quote(printable_name(other))}",
     )
+
+
+def roots_above(path: bytes, roots: Collection[bytes]) -> list[bytes]:
+    """Return those of the absolute `roots` that `path` is or lies below, innermost first."""
+    found = []
+    while True:
+        if path in roots:
+            found.append(path)
+        parent = path.rpartition(b"/")[0] or b"/"
+        if parent == path:
+            return found
+        path = parent
+
+
+def relative_path(path: bytes, root: bytes) -> bytes:
+    """Return an absolute path relative to a root above it; a root that is a file has its name."""
+    if path == root:
+        return path.rpartition(b"/")[2]
+    return path[len(root.rstrip(b"/")) + 1 :]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion
-from sbtk_runtime.feedback import refine
 from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import (
@@ -31,17 +30,16 @@ from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Score
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note, undated_notice
 from sbtk_runtime.gallery.region_search import Found, RegionSearch, require_within
-from sbtk_runtime.gallery.row_check import REPAIR, RowCheck
+from sbtk_runtime.gallery.row_check import REPAIR, RowCheck, UsableRows
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
-from sbtk_runtime.gallery.usable_rows import UsableRows
 from sbtk_runtime.manifest import (
     MANIFEST_NAME,
     GalleryManifest,
     MatchRule,
     read_gallery_manifest,
 )
-from sbtk_runtime.rerank import AUTO_BELOW, AUTO_FROM, Rerank, require_rerank
+from sbtk_runtime.rerank import AUTO_BELOW, AUTO_FROM, Rerank, refine, require_rerank
 
 if TYPE_CHECKING:
     from sbtk_runtime.embedding.embedder import Embedder
@@ -212,7 +210,7 @@ class Gallery(Queries):
     def refined(
         self, query: Embeddings | None, liked: Sequence[int], disliked: Sequence[int]
     ) -> Embeddings:
-        """Return a query `(D,) float32` that takes feedback into account; see `feedback.refine`.
+        """Return a query `(D,) float32` that takes feedback into account; see `rerank.refine`.
 
         Args:
             query: `(D,) float32`; `None` to start from what is liked.

@@ -1,4 +1,4 @@
-"""Publish a generation: sign codes, the graph and, last of all, the manifest."""
+"""Publish a generation: sign codes, the search graph and, last of all, the manifest."""
 
 from __future__ import annotations
 
@@ -6,16 +6,33 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from sbtk_runtime.errors import BadGallery
+from sbtk_runtime.files import count_text
+from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.catalogue import Origin
 from sbtk_runtime.gallery.folder import has_snapshot, vacuum
-from sbtk_runtime.gallery.graph import update_graph
+from sbtk_runtime.gallery.hnsw import (
+    INSTALL_HNSWLIB,
+    Graph,
+    add_rows,
+    build_graph,
+    check_graph_file,
+    has_hnswlib,
+)
 from sbtk_runtime.gallery.neighbours import update_neighbours
 from sbtk_runtime.gallery.rows import CodeShards, Vectors
 from sbtk_runtime.gallery.sign_codes import update_codes
 from sbtk_runtime.gallery.writer import Catalogue
-from sbtk_runtime.manifest import GalleryManifest, RegionsRecord
+from sbtk_runtime.manifest import GalleryManifest, GraphRecord, RegionsRecord
 
 Notify = Callable[[str], None]
+
+#: A graph with more than this share of deleted rows is rebuilt.
+MOST_DEAD = 0.2
+
+_PROBES = 32
 
 
 def publish(
@@ -77,3 +94,70 @@ def publish(
     manifest.write(folder)
     vacuum(folder, catalogue, vectors, manifest)
     return manifest
+
+
+def update_graph(
+    folder: Path,
+    catalogue: Catalogue,
+    vectors: Vectors,
+    previous: GraphRecord | None,
+    notify: Notify,
+) -> GraphRecord | None:
+    """Return the record of a graph file of the photos in the catalogue's generation.
+
+    Below `hnsw.GRAPH_FROM` photos there is none. Without hnswlib it is the previous one if nothing
+    has changed, and otherwise `None`.
+
+    The previous file stays as it is; its content is reused if it is intact and few of its rows are
+    deleted. There is only one graph in memory.
+
+    Raises:
+        DiskFull: there is no space for the file.
+        BadGallery: the file system does not keep what is written.
+    """
+    live = catalogue.count_live_rows()
+    if live < hnsw.GRAPH_FROM:
+        return None
+    if previous is not None and not _is_intact(folder, previous, vectors.dim, notify):
+        previous = None
+    additions = catalogue.count_to_add()
+    if previous is not None and not additions and not any(True for _ in catalogue.rows_to_drop()):
+        return previous
+    if not has_hnswlib():
+        notify(f"no search graph: hnswlib is not installed ({INSTALL_HNSWLIB})")
+        return None
+    graph = None
+    if previous is not None:
+        total = previous.count + additions
+        if total - live <= MOST_DEAD * total:
+            notify(f"adding {count_text(additions, 'photo')} to the graph")
+            graph = _extend(folder, catalogue, vectors, previous, additions)
+    if graph is None:
+        notify(f"building the graph of {live:,} photos")
+        graph = build_graph(vectors, catalogue.live_rows())
+    rows = np.array(catalogue.sample_rows(_PROBES), dtype=np.int64)
+    embeddings, is_whole = vectors.read(rows)
+    path = folder / f"graph-{catalogue.generation}.hnsw"
+    return graph.save(path, (rows[is_whole], embeddings[is_whole]))
+
+
+def _is_intact(folder: Path, record: GraphRecord, dim: int, notify: Notify) -> bool:
+    try:
+        check_graph_file(folder / record.file, record, dim)
+    except BadGallery as problem:
+        notify(f"{problem.found}: the graph is rebuilt")
+        return False
+    return True
+
+
+def _extend(
+    folder: Path, catalogue: Catalogue, vectors: Vectors, previous: GraphRecord, additions: int
+) -> Graph | None:
+    """Return the previous graph without deleted rows and with new ones; `None` if it is damaged."""
+    try:
+        graph = Graph.load(folder, previous, vectors.dim, room_for=additions)
+    except BadGallery:
+        return None
+    graph.drop(catalogue.rows_to_drop())
+    add_rows(graph, vectors, catalogue.rows_to_add())
+    return graph

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
+from sbtk_runtime.gallery.folder import relative_path, roots_above
 from sbtk_runtime.gallery.generation import Generation, open_generation
 from sbtk_runtime.gallery.photo_filter import ALL_PHOTOS
 from sbtk_runtime.gallery.remote import (
@@ -38,7 +39,6 @@ from sbtk_runtime.gallery.remote import (
     escape_path,
     photo_id,
 )
-from sbtk_runtime.gallery.roots import relative_path, roots_above
 from sbtk_runtime.gallery.rows import Rows, Vectors
 
 #: Called with the number of photos done and their total.

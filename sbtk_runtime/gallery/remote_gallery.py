@@ -15,7 +15,6 @@ import numpy as np
 
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion, ModelMismatch, SbtkError
-from sbtk_runtime.feedback import refine
 from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount
@@ -42,7 +41,7 @@ from sbtk_runtime.gallery.remote_mounts import Mounts, shown_source
 from sbtk_runtime.gallery.rows import Embeddings, unit_row
 from sbtk_runtime.manifest import GalleryManifest, MatchRule, RegionsRecord
 from sbtk_runtime.preprocess import PREPROCESSING
-from sbtk_runtime.rerank import Rerank, require_rerank
+from sbtk_runtime.rerank import Rerank, refine, require_rerank
 
 if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle

@@ -34,7 +34,9 @@ from sbtk_runtime.gallery.folder import (
     open_published,
     open_rows,
     published_manifest,
+    relative_path,
     require_codes,
+    roots_above,
     translate_os_errors,
     vacuum,
     write_failures,
@@ -42,7 +44,6 @@ from sbtk_runtime.gallery.folder import (
 from sbtk_runtime.gallery.pending import Copies, PendingCommit, embedding_of
 from sbtk_runtime.gallery.publish import publish
 from sbtk_runtime.gallery.region_update import add_regions, region_rows, region_sum, take_regions
-from sbtk_runtime.gallery.roots import relative_path, roots_above
 from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.walk import (

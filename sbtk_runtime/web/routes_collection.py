@@ -8,6 +8,11 @@ there directly, because it may name any folder.
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,7 +25,6 @@ from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import roots_to_walk
 from sbtk_runtime.web.auth import HOST, is_loopback
 from sbtk_runtime.web.errors import error_answers, problem_answer
-from sbtk_runtime.web.file_manager import open_folder, opener
 from sbtk_runtime.web.indexing import Indexer
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
@@ -74,7 +78,7 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
             return IndexedFolders(
                 folders=[*map(IndexedFolder.of, counts)],
                 can_change=can_change,
-                can_show=may_change and _is_local(request) and opener() is not None,
+                can_show=may_change and _is_local(request) and _find_opener() is not None,
             )
 
         answer = await run_until_disconnect(request, service.reads.submit(list_folders))
@@ -171,7 +175,7 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
     async def show_folder(request: Request, photo_id: Id) -> Response:
         if not may_change or not _is_local(request):
             raise Refused(_NOT_SHOWN)
-        program = opener()
+        program = _find_opener()
         if program is None:
             raise Refused(_NO_FILE_MANAGER)
 
@@ -179,7 +183,7 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
             photo, file = service.photo_file(photo_id)
             file.close()
             folder = str(Path(photo.path).parent)
-            open_folder(program, folder)
+            _open_folder(program, folder)
             return folder
 
         folder = await run_until_disconnect(request, service.reads.submit(show))
@@ -269,3 +273,21 @@ async def _events(service: Service, request: Request) -> AsyncIterator[str]:
             quiet_s = 0.0
         await asyncio.sleep(_EVENT_EVERY_S)
         quiet_s += _EVENT_EVERY_S
+
+
+def _find_opener() -> str | None:
+    """Return the program that opens folders here; `None` if there is none, or no screen."""
+    if sys.platform == "darwin":
+        return shutil.which("open")
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return shutil.which("xdg-open") if has_screen else None
+
+
+def _open_folder(program: str, folder: str) -> None:
+    """Open an absolute path of a folder, without waiting for the file manager."""
+    silent = subprocess.DEVNULL
+    # Of its own session, because some desktops return only when the window is closed.
+    process = subprocess.Popen(  # noqa: S603 -- a program of the system, and no shell
+        [program, folder], stdin=silent, stdout=silent, stderr=silent, start_new_session=True
+    )
+    threading.Thread(target=process.wait, name="file manager", daemon=True).start()

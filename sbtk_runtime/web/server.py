@@ -14,7 +14,7 @@ from uvicorn.config import LOGGING_CONFIG, Config
 
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.web.app import guarded_app
+from sbtk_runtime.web.app import GalleryDispatch, guarded_app
 from sbtk_runtime.web.auth import AccessRules
 from sbtk_runtime.web.connections import (
     GuardedConnection,
@@ -22,7 +22,6 @@ from sbtk_runtime.web.connections import (
     closing_unread,
     connection_limit,
 )
-from sbtk_runtime.web.galleries import GalleryDispatch
 from sbtk_runtime.web.service import Service
 
 # Time for running requests when the server is stopped; then they are cancelled.

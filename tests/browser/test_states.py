@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.gallery.catalogue import Origin
 from sbtk_runtime.gallery.folder import VECTORS_NAME
-from sbtk_runtime.gallery.graph import update_graph
+from sbtk_runtime.gallery.publish import update_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest

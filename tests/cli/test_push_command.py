@@ -140,7 +140,7 @@ def test_a_collection_of_another_model_is_not_asked(
 def test_a_password_does_not_stay_in_the_list_of_processes() -> None:
     address = f"postgresql://me:{PASSWORD}@db/photos?password=sec%20ret"
     code = (
-        "import sys; from sbtk_cli.process_title import hide_in_command_line as hide; "
+        "import sys; from sbtk_cli.options import hide_in_command_line as hide; "
         "from sbtk_runtime.gallery.remote_address import Address; "
         "hide(sys.argv[1], Address.parse(sys.argv[1]).secrets); "
         "print(open('/proc/self/cmdline').read().replace(chr(0), ' ')); print(sys.argv[1])"

@@ -78,7 +78,7 @@ def test_wrong_use_is_refused(
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_a_token_does_not_stay_in_the_list_of_processes() -> None:
     code = (
-        "import sys; from sbtk_cli.process_title import hide_in_command_line as hide; "
+        "import sys; from sbtk_cli.options import hide_in_command_line as hide; "
         "from sbtk_runtime.gallery.remote_address import Address; "
         "hide(sys.argv[1], Address.parse(sys.argv[1]).secrets); "
         "print(open('/proc/self/cmdline').read())"

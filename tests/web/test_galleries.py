@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sbtk_runtime.web.galleries import gallery_names
+from sbtk_runtime.web.app import gallery_names
 from tests.serve_client import ask, query, sketch_png
 from tests.tiny import write_photos
 from tests.tiny_gallery import index

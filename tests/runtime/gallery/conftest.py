@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.milvus_server import MilvusServer
-from tests.remote_server import ENGINES, Server
+from tests.tiny_remote import ENGINES, Server
 
 
 @pytest.fixture(scope="module", params=ENGINES)

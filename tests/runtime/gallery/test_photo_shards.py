@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadConfig, BadGallery
+from sbtk_runtime.gallery.folder import relative_path, roots_above
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.index import index as index_photos
-from sbtk_runtime.gallery.roots import relative_path, roots_above
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.manifest import PhotoShard, read_gallery_manifest
 from tests.tiny import tiny_photo, write_photos

@@ -27,12 +27,11 @@ from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import PhotoShard
 from tests.milvus_server import LiteServer, MilvusServer
-from tests.remote_server import Server
 from tests.runtime.gallery.test_dates import IN_MAY, MAY, write_dated
 from tests.tiny import tiny_bundle, tiny_photo
 from tests.tiny_codes import tiny_code_bundle
 from tests.tiny_gallery import gallery_of, unit_rows
-from tests.tiny_remote import hits_of, push, write_tree
+from tests.tiny_remote import Server, hits_of, push, write_tree
 
 COUNT, DIM = 60, 16
 

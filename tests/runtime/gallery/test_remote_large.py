@@ -19,9 +19,9 @@ from sbtk_runtime.gallery.remote import EXACT_BELOW, RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.generated_inputs import clustered_vectors
 from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PostgresServer
-from tests.remote_server import Server
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of
+from tests.tiny_remote import Server
 
 pytestmark = [
     pytest.mark.slow,

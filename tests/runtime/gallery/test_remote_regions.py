@@ -20,9 +20,9 @@ from sbtk_runtime.gallery.remote import RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
 from tests.postgres_server import PLAIN_PASSWORD, PostgresServer
-from tests.remote_server import Server
 from tests.tiny_gallery import unit_rows
 from tests.tiny_regions import tiny_map_bundle
+from tests.tiny_remote import Server
 
 PHOTOS, DIM = 14, 16
 
