@@ -78,7 +78,7 @@ def _of(points: list[Point], stage: str) -> dict[tuple[str, str, int], Point]:
     return {(p["subject"], p["source"], p["batch"]): p for p in points if p["stage"] == stage}
 
 
-def test_a_dry_run_answers_every_point_once_and_calls_none_a_measurement(
+def test_a_dry_run_covers_every_point_once_and_reports_no_measurement(
     out: Path, points: list[Point]
 ) -> None:
     keys = [(p["stage"], p["subject"], p["source"], p["batch"]) for p in points]
@@ -93,7 +93,7 @@ def test_a_dry_run_answers_every_point_once_and_calls_none_a_measurement(
     assert all(title.endswith("(dry run)") for title in titles)
 
 
-def test_its_tables_have_no_gaps(out: Path) -> None:
+def test_the_tables_of_a_dry_run_have_no_gaps(out: Path) -> None:
     page = (out / "gpu.md").read_text()
     blocks = [block.splitlines() for block in page.split("\n\n") if block.startswith("| batch ")]
     assert len(blocks) == 9  # three figures, of torch from two sources and of the engines
@@ -130,7 +130,7 @@ def test_in_a_dry_run_only_what_needs_a_gpu_fails(points: list[Point]) -> None:
             assert (point["figures"]["steps"], point["figures"]["batch"]) == (2, 8)
 
 
-def test_every_engine_is_asked_and_the_cpus_runs_the_benchmarks_own_model(
+def test_every_engine_is_tried_and_those_of_the_cpu_run_the_model(
     points: list[Point],
 ) -> None:
     surveyed = {subject for subject, _, _ in _of(points, "survey")}
@@ -143,14 +143,14 @@ def test_every_engine_is_asked_and_the_cpus_runs_the_benchmarks_own_model(
     assert engines["onnxruntime fp16", "host", 2]["figures"]["macs_per_image"] > 1e8
 
 
-def test_a_dry_run_must_not_lie_where_measured_figures_do() -> None:
+def test_a_dry_run_requires_its_own_output_folder() -> None:
     done = _benchmark("--dry-run")
     assert done.returncode == 2
     assert "--out" in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_leaves_old_results_alone(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so_and_keeps_old_results(tmp_path: Path) -> None:
     (tmp_path / "gpu.md").write_text("measured last year")
     done = _benchmark("--out", str(tmp_path))
     assert done.returncode == 1
@@ -159,7 +159,7 @@ def test_without_a_gpu_it_says_so_and_leaves_old_results_alone(tmp_path: Path) -
     assert (tmp_path / "gpu.md").read_text() == "measured last year"
 
 
-def test_what_time_does_not_suffice_for_is_not_reached(tmp_path: Path) -> None:
+def test_points_beyond_the_time_limit_are_marked_as_not_reached(tmp_path: Path) -> None:
     """The first stage gets less time than importing torch takes."""
     done = _benchmark("--dry-run", "--out", str(tmp_path / "out"), "--budget-s", "0.1")
     assert done.returncode == 1
@@ -175,7 +175,7 @@ def test_what_time_does_not_suffice_for_is_not_reached(tmp_path: Path) -> None:
         ("pass", 60.0, "the stage ended before it"),
     ],
 )
-def test_a_stage_that_crashes_or_hangs_costs_only_what_it_did_not_come_to(
+def test_a_stage_that_crashes_or_hangs_loses_only_its_remaining_points(
     tmp_path: Path, ending: str, seconds: float, reason: str
 ) -> None:
     found: list[Finding] = []
@@ -188,7 +188,7 @@ def test_a_stage_that_crashes_or_hangs_costs_only_what_it_did_not_come_to(
     assert reason in outcome["second"].reason
 
 
-def test_what_a_library_prints_does_not_get_among_the_findings(tmp_path: Path) -> None:
+def test_output_of_libraries_does_not_mix_with_the_findings(tmp_path: Path) -> None:
     found: list[Finding] = []
     noise = "os.write(1, b'[TRT] noise from C++\\n'); sys.exit(0)"
     task = Task("made up", time.monotonic() + 60, tmp_path)
@@ -196,7 +196,7 @@ def test_what_a_library_prints_does_not_get_among_the_findings(tmp_path: Path) -
     assert {finding.subject for finding in found} == {"first", "second"}
 
 
-def test_a_task_survives_its_way_to_another_process(tmp_path: Path) -> None:
+def test_a_task_can_be_sent_to_another_process(tmp_path: Path) -> None:
     for task in (
         Task("torch", 12.5, tmp_path),
         Task("training", 1.0, tmp_path, True, tmp_path / "data", "bundles/mine"),
@@ -205,7 +205,7 @@ def test_a_task_survives_its_way_to_another_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("backbone", "gmacs"), [("resnet18", 1.81), ("resnet50-v1.5", 4.09)])
-def test_macs_are_those_that_torchs_own_counter_counts(backbone: str, gmacs: float) -> None:
+def test_macs_equal_those_of_torchs_counter(backbone: str, gmacs: float) -> None:
     student = SbtknetStudent(backbone, 512, classes=2).eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         student.embed(torch.zeros(1, 3, 224, 224))
@@ -216,7 +216,7 @@ def test_macs_are_those_that_torchs_own_counter_counts(backbone: str, gmacs: flo
 
 @pytest.mark.parametrize("quadruplets", [2, 3, 16])
 @pytest.mark.parametrize(("cut", "decoded"), [(repeat_images, "few"), (cut_evenly, "all")])
-def test_an_epoch_of_cut_data_has_its_steps_and_shows_new_images_or_hardly_any(
+def test_an_epoch_of_reduced_data_has_the_requested_steps_and_variety(
     tmp_path: Path,
     cut: Callable[[ImageSet, int, int], ImageSet],
     decoded: str,
@@ -237,14 +237,14 @@ def test_an_epoch_of_cut_data_has_its_steps_and_shows_new_images_or_hardly_any(
         assert len(shown) > 0.8 * 7 * per_step
 
 
-def test_no_speed_is_beyond_what_the_clock_allows() -> None:
+def test_speeds_agree_with_the_clock() -> None:
     figures = time_by_clock(lambda: time.sleep(0.005), 4, TimingConfig(0.0, 0.05, 3))
     assert 0 < figures["images_per_s"] <= 4 / 0.005
     assert figures["p50_ms"] >= 5
     assert figures["runs"] >= 3
 
 
-def test_the_script_needs_no_torch_to_be_imported() -> None:
+def test_the_script_can_be_imported_without_torch() -> None:
     """Each stage is a process; those of the engines must not load torch's CUDA libraries."""
     code = (
         "import sys, benchmarks.gpu, benchmarks.gpu_engines; "

@@ -84,7 +84,7 @@ def test_every_part_has_a_machine() -> None:
 
 
 @pytest.mark.slow
-def test_the_jobs_of_kubernetes_make_one_gallery(place: Path) -> None:
+def test_the_kubernetes_jobs_make_one_gallery(place: Path) -> None:
     index, merge = map(_container, _jobs())
     for machine in range(4):
         command = [*index["command"], *index["args"]]
@@ -95,7 +95,7 @@ def test_the_jobs_of_kubernetes_make_one_gallery(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_array_of_slurm_makes_one_gallery(place: Path) -> None:
+def test_the_slurm_array_makes_one_gallery(place: Path) -> None:
     script = CLUSTER / "slurm.sh"
     text = script.read_text()
     declared = re.search(r"^#SBATCH --array=1-(\d+)$", text, re.MULTILINE)

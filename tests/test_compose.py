@@ -43,7 +43,7 @@ def _services(**variables: str) -> dict[str, Any]:
     return dict(yaml.safe_load(shown)["services"])
 
 
-def test_the_file_follows_the_schema_of_compose(tmp_path: Path) -> None:
+def test_the_compose_file_follows_its_schema(tmp_path: Path) -> None:
     def errors(file: Path) -> str:
         command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
         done = subprocess.run(
@@ -65,7 +65,7 @@ def test_it_does_not_start_without_photos_and_a_token() -> None:
         _services(PHOTOS="/srv/photos")
 
 
-def test_photos_are_mounted_read_only_and_the_image_has_what_is_served() -> None:
+def test_photos_are_mounted_read_only_and_the_image_has_the_extras() -> None:
     services = _services(PHOTOS="/srv/photos", SBTK_TOKEN=TOKEN)
     file = dockerfile.parse((DOCKER / "cpu.Dockerfile").read_text())
     for service in services.values():
@@ -148,7 +148,7 @@ def test_its_commands_index_photos_and_serve_the_page_with_a_token(place: Path) 
 
 
 @pytest.mark.slow
-def test_a_failed_index_starts_no_page(place: Path) -> None:
+def test_a_failed_index_starts_no_server(place: Path) -> None:
     shutil.rmtree(place / "photos")
     page = _services(PHOTOS="/srv/photos", SBTK_TOKEN=TOKEN)["page"]
     assert page["depends_on"]["index"]["condition"] == "service_completed_successfully"

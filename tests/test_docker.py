@@ -35,7 +35,7 @@ both = pytest.mark.parametrize("file", FILES.values(), ids=FILES)
 
 
 @both
-def test_galleries_and_plans_lie_in_volumes(file: Dockerfile) -> None:
+def test_galleries_and_plans_are_in_volumes(file: Dockerfile) -> None:
     last = file.stages[-1]
     environment = " ".join(last.rests("ENV")).split()
     volumes = [path for one in last.instructions if one.word == "VOLUME" for path in one.form or ()]
@@ -45,14 +45,14 @@ def test_galleries_and_plans_lie_in_volumes(file: Dockerfile) -> None:
 
 
 @both
-def test_what_is_sent_to_the_build_is_what_it_copies(file: Dockerfile) -> None:
+def test_the_build_context_is_what_the_dockerfile_copies(file: Dockerfile) -> None:
     sent = dockerfile.sent_files(ROOT)
     sources = [source for copy in file.stages[0].rests("COPY") for source in copy.split()[:-1]]
     copied = {path for source in sources for path in dockerfile.files_of(source, sent)}
     assert copied == sent
 
 
-def test_data_runs_and_history_are_not_sent(tmp_path: Path) -> None:
+def test_data_runs_and_history_are_not_in_the_build_context(tmp_path: Path) -> None:
     shutil.copy(ROOT / ".dockerignore", tmp_path)
     kept = {"pyproject.toml", "sbtk_runtime/__init__.py", "sbtk_runtime/pretrained/a/model.onnx"}
     left = {
@@ -74,7 +74,7 @@ def test_data_runs_and_history_are_not_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.install
-def test_pip_finds_what_the_gpu_file_asks_for() -> None:
+def test_pip_finds_the_requirements_of_the_gpu_image() -> None:
     """Without their dependencies: pip would fetch 1.4 GB of them only to name them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["optional-dependencies"]["gpu"]
@@ -122,7 +122,7 @@ def gallery(tmp_path: Path, image: Image) -> Path:
 
 
 @pytest.mark.install
-def test_photos_are_found_without_root_network_or_a_writable_image(
+def test_the_image_works_without_root_network_and_writable_files(
     image: Image, photos: Path, gallery: Path, tmp_path: Path
 ) -> None:
     before = _content(photos)
@@ -145,7 +145,7 @@ def test_photos_are_found_without_root_network_or_a_writable_image(
 
 
 @pytest.mark.install
-def test_what_is_mounted_read_only_is_not_written(
+def test_read_only_mounts_are_not_written(
     image: Image, photos: Path, gallery: Path, tmp_path: Path
 ) -> None:
     volumes = {"/photos": (photos, "ro"), "/gallery": (gallery, "ro")}
@@ -156,7 +156,7 @@ def test_what_is_mounted_read_only_is_not_written(
 
 
 @pytest.mark.install
-def test_the_image_tells_how_it_is_used_and_that_it_works(image: Image) -> None:
+def test_the_image_has_a_description_and_a_health_check(image: Image) -> None:
     told = image.run(volumes={})
     assert told.returncode == 0
     assert b"Find photos from a sketch." in told.stdout
@@ -167,7 +167,7 @@ def test_the_image_tells_how_it_is_used_and_that_it_works(image: Image) -> None:
 
 
 @pytest.mark.install
-def test_hnswlib_in_the_image_keeps_to_what_every_processor_has(image: Image) -> None:
+def test_hnswlib_in_the_image_runs_on_every_processor(image: Image) -> None:
     if platform.machine() != "x86_64" or shutil.which("objdump") is None:
         pytest.skip("registers are told apart on x86-64, with objdump")
     (library,) = image.path("/opt/sbtk").glob("lib/python3.*/site-packages/hnswlib*.so")

@@ -100,7 +100,7 @@ SBTK_COMMANDS = [line for line in _shell_commands(README) if line.startswith("sb
 @pytest.mark.parametrize(
     "document", _documents(), ids=lambda path: path.relative_to(ROOT).as_posix()
 )
-def test_relative_links_lead_somewhere(document: Path) -> None:
+def test_relative_links_work(document: Path) -> None:
     text = _FENCE.sub("", document.read_text())
     broken = [link for link in _LINK.findall(text) if not _leads_somewhere(document, link)]
     assert not broken
@@ -134,7 +134,7 @@ def test_the_reference_lists_the_variables_of_the_options() -> None:
     assert {"SBTK_GALLERY", "SBTK_DATA", "SBTK_TOKEN"} <= named <= table
 
 
-def test_the_readme_says_the_licence_wherever_it_introduces_the_model() -> None:
+def test_the_readme_gives_the_licence_wherever_it_introduces_the_model() -> None:
     sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL))
     for name in ("Install", "Results", "Licence"):
         assert "research use only" in " ".join(sections[name].split()), name
@@ -189,7 +189,7 @@ def test_the_readmes_commands_run(workspace: Path, model: str | None) -> None:
     assert (workspace / "gallery.sbtk" / "manifest.json").is_file()
 
 
-def test_the_readmes_other_commands_are_understood(
+def test_the_readmes_other_commands_are_parsed(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace)
@@ -199,7 +199,7 @@ def test_the_readmes_other_commands_are_understood(
     assert {line.split()[1] for line in parsed} == PARSED_ONLY
 
 
-def test_a_trained_bundle_is_used_as_the_readme_says(workspace: Path) -> None:
+def test_a_trained_bundle_works_as_the_readme_shows(workspace: Path) -> None:
     command = next(line for line in SBTK_COMMANDS if "--model bundles/mine" in line)
     tiny_bundle(workspace / "bundles" / "mine")
     done = _shell(command, workspace, None)
@@ -224,7 +224,7 @@ def test_the_readmes_python_runs(workspace: Path, model: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_the_readme_leads_to_every_guide(name: str) -> None:
+def test_the_readme_links_to_every_guide(name: str) -> None:
     assert f"](docs/{name})" in README
 
 
@@ -252,7 +252,7 @@ def test_the_commands_of_guides_run(blocks: list[Block], workspace: Path) -> Non
 
 
 @guides
-def test_the_commands_of_guides_that_are_not_run_are_understood(
+def test_the_other_commands_of_guides_are_parsed(
     blocks: list[Block], workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(workspace)
@@ -264,7 +264,7 @@ def test_the_commands_of_guides_that_are_not_run_are_understood(
     assert not [name for name in files if not (ROOT / name).is_file()]
 
 
-def test_the_deployment_guide_lays_a_repository_that_triton_can_load(workspace: Path) -> None:
+def test_the_deployment_guide_makes_a_repository_that_triton_can_load(workspace: Path) -> None:
     (block,) = [one for one in GUIDES["deploy.md"] if "mkdir -p models" in one.body]
     shutil.copytree(ROOT / "deploy", workspace / "deploy")
     script = f'python() {{ "$PYTHON" "$@"; }}; set -e\n{block.body}'

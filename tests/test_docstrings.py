@@ -30,7 +30,7 @@ def undescribed(source: str, arrays: str) -> list[str]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_functions_that_take_arrays_give_their_shapes(package: str) -> None:
+def test_docstrings_of_functions_with_arrays_give_their_shapes(package: str) -> None:
     sources = {path: path.read_text() for path in sorted((ROOT / package).rglob("*.py"))}
     arrays = "|".join({_ARRAY, *(name for text in sources.values() for name in _aliases(text))})
     found = {

@@ -30,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_api_is_asked_as_the_example_says(checkout: Path) -> None:
+def test_the_api_example_works(checkout: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", str(ROOT / "examples" / "query_api.py")],
         cwd=checkout,
@@ -53,7 +53,7 @@ def test_the_api_is_asked_as_the_example_says(checkout: Path) -> None:
             assert len(np.unique(np.asarray(image.convert("L")))) > 100
 
 
-def test_each_example_is_cells_of_a_notebook() -> None:
+def test_each_example_has_the_cells_of_a_notebook() -> None:
     examples = sorted((ROOT / "examples").glob("*.py"))
     assert examples
     for example in examples:

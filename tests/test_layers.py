@@ -30,7 +30,7 @@ LEAVES = {
 _LINT = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
 
 
-def test_the_contracts_hold() -> None:
+def test_the_import_contracts_hold() -> None:
     done = _lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -75,7 +75,7 @@ def test_training_uses_only_the_runtimes_leaf_modules() -> None:
     assert used <= {f"sbtk_runtime.{leaf}" for leaf in LEAVES}
 
 
-def test_the_runtime_loads_none_of_trainings_libraries() -> None:
+def test_the_runtime_loads_no_library_of_training() -> None:
     code = """
 import importlib, pkgutil, sys
 import sbtk_runtime

@@ -38,7 +38,7 @@ def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("sbtk-*.whl"))
 
 
-def test_the_wheel_holds_exactly_the_packages_and_their_data(wheel_file: Path) -> None:
+def test_the_wheel_contains_exactly_the_packages_and_their_data(wheel_file: Path) -> None:
     expected = {
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in PACKAGES.items()
@@ -53,7 +53,7 @@ def test_the_wheel_holds_exactly_the_packages_and_their_data(wheel_file: Path) -
     assert "sbtk_train/data/splits.json" in found
 
 
-def test_the_wheel_carries_licence_and_command(wheel_file: Path) -> None:
+def test_the_wheel_contains_licence_and_command(wheel_file: Path) -> None:
     with zipfile.ZipFile(wheel_file) as archive:
         texts = {Path(name).name: archive.read(name) for name in archive.namelist()}
     assert texts["LICENSE"] == (ROOT / "LICENSE").read_bytes()
@@ -61,7 +61,7 @@ def test_the_wheel_carries_licence_and_command(wheel_file: Path) -> None:
     assert "License-Expression: MIT" in texts["METADATA"].decode()
 
 
-def test_every_shipped_bundle_is_whole_in_the_wheel(wheel_file: Path, tmp_path: Path) -> None:
+def test_every_included_bundle_is_intact_in_the_wheel(wheel_file: Path, tmp_path: Path) -> None:
     """The copy in the wheel works without the checkout, from another folder."""
     with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(tmp_path / "site")

@@ -67,7 +67,7 @@ def proxy(request: pytest.FixtureRequest, server: ServeProcess, tmp_path: Path) 
         process.wait(20)
 
 
-def test_the_page_asks_through_the_proxy(proxy: int, tmp_path: Path) -> None:
+def test_the_page_works_through_the_proxy(proxy: int, tmp_path: Path) -> None:
     sketch = write_sketch(tmp_path / "sketch.png").read_bytes()
     own_page = {"Origin": f"https://{NAME}", "Sec-Fetch-Site": "same-origin"}
     headers = LOGIN | own_page | {"Content-Type": "image/png"}
@@ -87,13 +87,13 @@ def test_a_foreign_page_is_refused_through_the_proxy(proxy: int, tmp_path: Path)
     assert json.loads(body)["error"]["code"] == "foreign_origin"
 
 
-def test_nobody_gets_through_without_a_login_nor_to_the_metrics(proxy: int) -> None:
+def test_the_proxy_requires_a_login_and_hides_the_metrics(proxy: int) -> None:
     assert _ask(proxy, "GET", "/v1/gallery")[0] == 401
     assert _ask(proxy, "GET", "/v1/gallery", LOGIN)[0] == 200
     assert _ask(proxy, "GET", "/metrics", LOGIN)[0] == 404
 
 
-def test_a_large_body_ends_at_the_proxy_or_behind_it(proxy: int) -> None:
+def test_a_large_body_is_refused_by_the_proxy_or_the_server(proxy: int) -> None:
     headers = LOGIN | {"Content-Type": "image/png"}
     # What sbtk refuses before it has come, a proxy may take for a broken connection.
     assert _ask(proxy, "POST", "/v1/query", headers, bytes(9 * 2**20))[0] in (413, 502)

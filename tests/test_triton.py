@@ -64,7 +64,7 @@ def test_there_is_a_configuration_for_each_way_to_run() -> None:
 
 
 @every
-def test_names_types_and_sizes_are_those_of_the_onnx_file(path: Path) -> None:
+def test_names_types_and_shapes_are_those_of_the_onnx_file(path: Path) -> None:
     configuration = _read(path)
     model = onnx.load(_onnx_path(configuration), load_external_data=False)
     for ports, values in (
@@ -83,25 +83,25 @@ def test_names_types_and_sizes_are_those_of_the_onnx_file(path: Path) -> None:
 
 
 @every
-def test_triton_may_join_requests_to_batches(path: Path) -> None:
+def test_triton_can_batch_requests(path: Path) -> None:
     configuration = _read(path)
     assert configuration.max_batch_size > 0
     assert configuration.HasField("dynamic_batching")
 
 
 @every
-def test_the_name_is_the_folders_and_the_backend_takes_the_file(path: Path) -> None:
+def test_the_name_is_the_folders_and_the_backend_accepts_the_file(path: Path) -> None:
     configuration = _read(path)
     assert configuration.name == MODEL.name
     _, backend = SOURCES[configuration.default_model_filename]
     assert configuration.backend == backend
 
 
-def test_a_plan_takes_what_sbtk_builds_by_default() -> None:
+def test_the_configuration_of_plans_fits_the_default_profile() -> None:
     assert _read(MODEL / "configs" / "plan.pbtxt").max_batch_size == BuildSettings().batch_max
 
 
-def test_tensorrt_is_told_the_batches_that_triton_may_send() -> None:
+def test_tensorrts_profile_covers_the_batches_of_triton() -> None:
     configuration = _read(MODEL / "config.pbtxt")
     (accelerator,) = configuration.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
@@ -115,7 +115,7 @@ def test_tensorrt_is_told_the_batches_that_triton_may_send() -> None:
     assert "precision_mode" not in accelerator.parameters
 
 
-def test_joined_requests_get_the_rows_that_each_gets_alone() -> None:
+def test_batched_requests_get_the_rows_of_single_ones() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     engine = open_engine(Bundle.open(), EngineOptions(engine="onnxruntime", precision="int8"))
     try:

@@ -54,7 +54,7 @@ def tell_training(bundle: Path, **training: object) -> None:
 
 
 @pytest.mark.slow
-def test_latency_of_all_engines_beside_torch_as_json_csv_and_plot(
+def test_latency_of_all_engines_and_torch_as_json_csv_and_plot(
     small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answer(
@@ -111,7 +111,7 @@ def test_latency_of_a_gallery_and_of_real_files_as_tables(
 
 
 @pytest.mark.slow
-def test_map_on_validation_classes_stands_beside_the_speeds(
+def test_map_on_validation_classes_is_reported_with_the_speeds(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tell_training(Path("bundles/tiny"), validation_classes=["cat", "airplane"])
@@ -131,7 +131,7 @@ def test_map_on_validation_classes_stands_beside_the_speeds(
     assert "reference: onnxruntime fp32" in out
 
 
-def test_map_that_cannot_be_measured_is_an_error_only_if_asked_for(
+def test_unavailable_map_is_an_error_only_with_the_option_map(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["latency", "--model", "tiny", "--threads", "1", "--batch", "1", "--no-torch"]
@@ -146,7 +146,7 @@ def test_map_that_cannot_be_measured_is_an_error_only_if_asked_for(
 
 
 @pytest.mark.parametrize("text", ["0", "1,", "8x", "-1", "1;2", "5000", "1,,2", ""])
-def test_batches_that_are_none(
+def test_invalid_batch_sizes_are_refused(
     workplace: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     assert main(["bench", "latency", "--model", "tiny", f"--batch={text}"]) == 2
@@ -161,7 +161,7 @@ def test_a_csv_file_that_cannot_be_written_is_refused_before_measuring(
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_others_are_measured(
+def test_without_a_compiler_the_other_contenders_are_measured(
     small_student: None, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from torch._inductor import config as inductor
@@ -180,7 +180,7 @@ def test_without_a_compiler_the_others_are_measured(
 
 
 @pytest.mark.slow
-def test_bare_bench_is_latency_and_map_when_there_are_data(
+def test_bench_without_a_subcommand_measures_latency_and_with_data_map(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answer(
@@ -211,7 +211,7 @@ def test_map_of_each_precision_on_the_unseen_classes(
         assert "mean over queries" in report["definitions"]["mAP@all"]
 
 
-def test_map_as_a_table_says_unseen_and_defines_its_figures(
+def test_map_as_a_table_names_the_classes_and_defines_its_metrics(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "map", "data", "--model", "tiny", "--plot", "map.svg"]) == 0
@@ -222,7 +222,7 @@ def test_map_as_a_table_says_unseen_and_defines_its_figures(
     assert "<svg" in Path("map.svg").read_text()
 
 
-def test_unseen_runs_are_put_on_record_where_there_is_a_log(
+def test_unseen_runs_are_logged_if_a_log_exists(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = Path("benchmarks/unseen.log")
@@ -235,7 +235,7 @@ def test_unseen_runs_are_put_on_record_where_there_is_a_log(
     assert log.read_text().count("2 of 21 unseen classes of SK-YE") == 2
 
 
-def test_validation_classes_come_from_the_manifest_and_leave_no_record(
+def test_validation_classes_come_from_the_manifest_and_are_not_logged(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = Path("benchmarks/unseen.log")
@@ -251,7 +251,7 @@ def test_validation_classes_come_from_the_manifest_and_leave_no_record(
     assert log.read_text() == ""
 
 
-def test_a_model_is_not_measured_on_what_it_was_trained_on(
+def test_a_model_is_not_measured_on_its_training_classes(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split = {"name": "mine.txt", "sha256": "0" * 64}
@@ -264,7 +264,7 @@ def test_a_model_is_not_measured_on_what_it_was_trained_on(
     assert found["map"][0]["protocol"].startswith("1 unseen classes of mine.txt")
 
 
-def test_unreadable_images_are_named_and_the_code_is_3(
+def test_unreadable_images_are_named_and_the_exit_code_is_3(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "photo" / "cow" / "bad.jpg").write_bytes(b"no image")
@@ -274,7 +274,7 @@ def test_unreadable_images_are_named_and_the_code_is_3(
     assert "1 unreadable image excluded" in out
 
 
-def test_no_data_and_data_without_unseen_classes(
+def test_missing_data_and_data_without_unseen_classes_are_errors(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "map", "--model", "tiny"]) == 2
@@ -284,7 +284,7 @@ def test_no_data_and_data_without_unseen_classes(
     assert "none of the 21 unseen classes" in capsys.readouterr().err
 
 
-def test_search_over_synthetic_vectors_beside_peers(
+def test_search_over_synthetic_vectors_with_peers(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answer(
@@ -324,7 +324,7 @@ def test_search_without_graphs(workplace: Path, capsys: pytest.CaptureFixture[st
     assert [build["name"] for build in found["builds"]] == ["sign codes", "faiss-cpu IVF-PQ"]
 
 
-def test_search_of_a_gallery_as_it_is_queried(
+def test_search_of_a_gallery_measures_the_methods_of_queries(
     gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = answer(capsys, "search", "-k", "3")["search"]
@@ -337,7 +337,7 @@ def test_search_of_a_gallery_as_it_is_queried(
     assert "recall at 9 over 8 vectors" in capsys.readouterr().err
 
 
-def test_search_over_embeddings_of_ones_own(
+def test_search_over_embeddings_from_files(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez("own.npz", paths=np.array(["a"] * 100), embeddings=clustered_vectors(100, 8))
@@ -355,7 +355,7 @@ def test_search_over_embeddings_of_ones_own(
     ("name", "complaint"),
     [("text.npz", "cannot be read"), ("long.npy", "unit length"), ("flat.npy", "shape")],
 )
-def test_files_that_hold_no_embeddings(
+def test_files_without_embeddings_are_refused(
     workplace: Path, capsys: pytest.CaptureFixture[str], name: str, complaint: str
 ) -> None:
     Path("text.npz").write_text("no embeddings")
@@ -365,7 +365,7 @@ def test_files_that_hold_no_embeddings(
     assert complaint in capsys.readouterr().err
 
 
-def test_options_that_contradict_each_other(
+def test_contradictory_search_options_are_refused(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", "search", "--synthetic", "50", "--embeddings", "x.npz"]) == 2

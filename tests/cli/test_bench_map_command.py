@@ -48,7 +48,7 @@ def measured(data: Path, capsys: pytest.CaptureFixture[str]) -> Answer:
     return answer
 
 
-def test_without_options_all_is_as_it_was_and_the_rules_are_told(measured: Answer) -> None:
+def test_without_options_the_default_protocol_is_used_and_printed(measured: Answer) -> None:
     report = measured()
     assert report["protocol"] == (
         "2 of 21 unseen classes of SK-YE: 12 sketches against 16 photos; "
@@ -68,7 +68,7 @@ def test_without_options_all_is_as_it_was_and_the_rules_are_told(measured: Answe
     assert set(report["figure_rules"]) == set(report["figures"]) == set(report["definitions"])
 
 
-def test_generalised_20_adds_a_fifth_of_seen_images_to_both_sides(
+def test_generalised_20_adds_seen_images_to_queries_and_gallery(
     measured: Answer, data: Path
 ) -> None:
     report = measured("--setting", "generalised-20")
@@ -100,14 +100,14 @@ def test_generalised_20_adds_a_fifth_of_seen_images_to_both_sides(
             assert images.classes[label] == path.parent.name
 
 
-def test_generalised_all_asks_for_unseen_classes_among_everything(measured: Answer) -> None:
+def test_generalised_all_searches_for_unseen_classes_in_all_photos(measured: Answer) -> None:
     report = measured("--setting", "generalised-all")
     assert (report["queries"], report["photos"]) == (12, 40)
     assert set(report["class_map"]) == set(UNSEEN)
     assert report["figures"]["mAP@all"] < measured()["figures"]["mAP@all"]
 
 
-def test_seen_is_never_what_the_model_keeps_unseen(
+def test_the_models_unseen_classes_are_never_used_as_seen(
     data: Path, measured: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = Path("bundles/tiny")
@@ -134,7 +134,7 @@ def test_seen_is_never_what_the_model_keeps_unseen(
         assert {path.parent.name for path in images.paths} == {"airplane"}
 
 
-def test_photos_ask_photos(measured: Answer, data: Path) -> None:
+def test_photos_can_be_queries(measured: Answer, data: Path) -> None:
     write_dataset(data, UNSEEN, sketches=0, photos=14)
     report = measured("--queries", "photo")
     assert (report["queries"], report["photos"]) == (20, 8)
@@ -142,7 +142,7 @@ def test_photos_ask_photos(measured: Answer, data: Path) -> None:
 
 
 @pytest.mark.parametrize("fitted_on", get_args(FittedOn))
-def test_codes_are_measured_by_what_itq_was_fitted_on(
+def test_codes_are_reported_with_what_itq_was_fitted_on(
     measured: Answer, fitted_on: FittedOn
 ) -> None:
     if fitted_on == "bundle":
@@ -161,7 +161,7 @@ def test_codes_are_measured_by_what_itq_was_fitted_on(
     assert report["dim"] == 16
 
 
-def test_ties_distance_and_ranks_are_as_asked_and_told(
+def test_ties_distance_and_ranks_follow_the_options_and_are_printed(
     measured: Answer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = measured("--ties", "expected", "--distance", "euclidean", "--at", "4,500")
@@ -178,7 +178,7 @@ def test_ties_distance_and_ranks_are_as_asked_and_told(
     assert "expected value over all orders of equal scores" in " ".join(out.split())
 
 
-def test_duplicates_count_only_if_they_are_to_be_kept(
+def test_duplicates_count_only_with_keep_duplicates(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = workplace / "Sketchy"
@@ -219,7 +219,7 @@ def test_duplicates_count_only_if_they_are_to_be_kept(
         (["--at", "9" * 5000], 2, "is not a number from 1"),
     ],
 )
-def test_options_that_make_no_sense_are_named(
+def test_contradictory_protocol_options_are_refused(
     data: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, said: str
 ) -> None:
     assert main(["bench", "map", "data", "--model", "tiny", *options]) == code
@@ -228,7 +228,7 @@ def test_options_that_make_no_sense_are_named(
     assert "Traceback" not in err
 
 
-def test_photos_that_all_ask_leave_none_to_be_found(
+def test_photo_queries_that_leave_no_gallery_are_refused(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["bench", "map", "data", "--model", "tiny", "--queries", "photo"]
@@ -240,7 +240,7 @@ def test_photos_that_all_ask_leave_none_to_be_found(
         assert "Warning" not in err
 
 
-def test_too_few_seen_images_and_none_to_learn_on_are_named(
+def test_too_few_seen_images_and_missing_training_images_are_refused(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_dataset(workplace / "unseen", UNSEEN, sketches=6, photos=6)
@@ -251,14 +251,14 @@ def test_too_few_seen_images_and_none_to_learn_on_are_named(
     assert "no images of seen classes to fit ITQ on" in capsys.readouterr().err
 
 
-def test_the_log_tells_the_protocol(measured: Answer, workplace: Path) -> None:
+def test_the_log_names_the_protocol(measured: Answer, workplace: Path) -> None:
     measured("--bits", "8", "--ties", "expected", "--log", "unseen.log")
     line = (workplace / "unseen.log").read_text().splitlines()[-1]
     assert "8-bit codes by ITQ fitted on the 16 photos of the gallery; expected value" in line
     assert "\tmAP@all 0." in line
 
 
-def test_the_options_offer_what_protocols_know() -> None:
+def test_the_choices_of_options_are_those_of_protocols() -> None:
     offered = {
         option.name: tuple(option.type.choices)
         for option in map_command.params

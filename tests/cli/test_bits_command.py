@@ -30,7 +30,7 @@ def binary(coded: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return coded
 
 
-def test_a_binary_gallery_is_made_asked_updated_checked_and_exported(
+def test_a_binary_gallery_is_indexed_queried_updated_verified_and_exported(
     binary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (binary / "gallery.sbtk" / "vectors" / "000000.bits").stat().st_size == 8 * 2
@@ -55,7 +55,7 @@ def test_a_binary_gallery_is_made_asked_updated_checked_and_exported(
     assert np.load("out/codes.npy").shape == (7, 2)
 
 
-def test_a_graph_is_not_to_be_had(binary: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_binary_gallery_refuses_a_graph(binary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["query", "sketch.png", "--search", "hnsw", "--threads", "1"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -64,7 +64,7 @@ def test_a_graph_is_not_to_be_had(binary: Path, capsys: pytest.CaptureFixture[st
     assert main(["query", "sketch.png", "--search", "exact", "--threads", "1"]) == 0
 
 
-def test_a_gallery_of_embeddings_takes_no_codes(
+def test_a_gallery_of_embeddings_does_not_become_binary(
     gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["index", "photos", "--bits", "64"]) == 1
@@ -95,14 +95,14 @@ def test_a_model_without_codes_says_how_to_export_them(
         (["index", "--verify", "--bits", "16"], "--bits requires"),
     ],
 )
-def test_lengths_that_cannot_be_are_wrong_usage(
+def test_invalid_code_lengths_are_usage_errors(
     coded: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     assert main(words) == 2
     assert told in capsys.readouterr().err
 
 
-def test_embeddings_come_with_their_codes(coded: Path) -> None:
+def test_embed_writes_codes_with_the_embeddings(coded: Path) -> None:
     embed = ["embed", "--model", "coded", "--threads", "1", "-o", "out.npz", "--as", "photo", "-q"]
     assert main([*embed, "--bits", "16", "photos/photo-0001.png", "photos/photo-0002.jpg"]) == 0
     with np.load(coded / "out.npz", allow_pickle=False) as file:
@@ -115,7 +115,7 @@ def test_embeddings_come_with_their_codes(coded: Path) -> None:
     )
 
 
-def test_models_doctor_and_bench_know_of_codes(
+def test_models_doctor_and_bench_show_codes(
     binary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models"]) == 0

@@ -33,7 +33,7 @@ def test_a_good_data_set_is_described(data: Path, capsys: pytest.CaptureFixture[
     assert "sketch sizes: 8 x 8 42 times; modes: L 42 times" in lines
 
 
-def test_programs_get_the_same_as_one_object(
+def test_json_has_the_same_facts_as_the_text(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "check", str(data), "--json", "--keep-duplicates", "--quick"]) == 0
@@ -49,7 +49,7 @@ def test_programs_get_the_same_as_one_object(
     assert split["leakage"]["contents"] is None
 
 
-def test_missing_and_unreadable_images_end_with_3(
+def test_missing_and_unreadable_images_give_exit_code_3(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "EXTEND_image_sketchy_ready" / "ant" / "ext_0.jpg").unlink()
@@ -67,7 +67,7 @@ def test_missing_and_unreadable_images_end_with_3(
     assert answer["images"]["unreadable"][0]["path"] == str(torn)
 
 
-def test_images_that_would_be_left_out_end_with_3(
+def test_images_that_training_would_skip_give_exit_code_3(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_dataset(tmp_path / "data", sketches=2, photos=2)
@@ -84,7 +84,7 @@ def test_images_that_would_be_left_out_end_with_3(
     assert answer["too_few"] == ["ball"]
 
 
-def test_the_same_photo_on_both_sides_ends_with_1(
+def test_the_same_photo_in_seen_and_unseen_classes_gives_exit_code_1(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = data / "EXTEND_image_sketchy_ready"
@@ -96,7 +96,7 @@ def test_the_same_photo_on_both_sides_ends_with_1(
     assert main(["data", "check", str(data), "--quick"]) == 0
 
 
-def test_a_split_of_a_file_is_compared_by_name(
+def test_a_split_file_is_compared_by_class_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_dataset(tmp_path / "data", sketches=2, photos=1)
@@ -109,7 +109,7 @@ def test_a_split_of_a_file_is_compared_by_name(
     assert main(["data", "check", str(root), "--split", "random:2:0"]) == 0
 
 
-def test_a_folder_that_is_no_data_set_is_told_what_one_looks_like(
+def test_the_error_for_another_folder_shows_the_layout_of_a_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "holiday").mkdir()
@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_data_set_is_told_what_one_looks_like(
     assert main(["data", "check", str(tmp_path), "--split", "SK-XX"]) == 1
 
 
-def test_an_unknown_split_is_wrong_usage(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_split_is_a_usage_error(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(data), "--split", "SK-XX"]) == 2
     assert "SK-SH-sempcyc" in capsys.readouterr().err
 

@@ -11,7 +11,9 @@ import pytest
 from sbtk_cli.main import main
 
 
-def test_a_healthy_machine(shared_gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_machine_has_no_problems(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["doctor", "--model", "tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
     topics = [line.split()[1] for line in lines if not line.startswith(" ")]
@@ -24,7 +26,7 @@ def test_a_healthy_machine(shared_gallery: Path, capsys: pytest.CaptureFixture[s
     assert "8 photos searchable" in text
 
 
-def test_what_is_missing_comes_with_what_to_type(
+def test_missing_parts_are_listed_with_the_command_to_type(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", "--model", "giant", "--gallery", "none.sbtk"]) == 0

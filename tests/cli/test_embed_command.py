@@ -52,7 +52,9 @@ def test_unreadable_files_are_left_out_and_named(
     assert np.load("out.npz")["paths"].tolist() == ["photos/photo-0001.png"]
 
 
-def test_what_is_read_in_part_is_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_partly_readable_files_are_named(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny_photo(31).resize((320, 240)).save(workplace / "cut.jpg")
     whole = (workplace / "cut.jpg").read_bytes()
     (workplace / "cut.jpg").write_bytes(whole[: len(whole) * 97 // 100])
@@ -65,7 +67,7 @@ def test_what_is_read_in_part_is_named(workplace: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
-def test_lists_of_paths(workplace: Path, separator: bytes) -> None:
+def test_paths_can_come_from_a_list_file(workplace: Path, separator: bytes) -> None:
     names = [b"photos/photo-0001.png", b"photos/photo-0002.jpg"]
     (workplace / "list.txt").write_bytes(separator.join([*names, b""]))
     assert main([*EMBED, "--as", "photo", "sketch.png", "--from-file", "list.txt"]) == 0
@@ -73,7 +75,7 @@ def test_lists_of_paths(workplace: Path, separator: bytes) -> None:
     assert paths == ["sketch.png", *map(os.fsdecode, names)]
 
 
-def test_a_list_from_a_pipe_with_any_bytes(
+def test_a_list_from_a_pipe_may_contain_any_bytes(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = b"photos/not \xff\nutf-8.png"

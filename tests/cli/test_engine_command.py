@@ -95,7 +95,7 @@ def test_each_precision_is_built_from_its_own_file(
     assert not any(entry["is_usable"] for entry in listed)
 
 
-def test_with_a_gpu_the_plan_is_run_beside_onnx_runtime(
+def test_with_a_gpu_the_plan_is_compared_with_onnx_runtime(
     gpu: FakeMachine, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["engine", "build", "tiny", "--precision", "fp32", "--batch", "1,4,8"]
@@ -115,7 +115,7 @@ def test_with_a_gpu_the_plan_is_run_beside_onnx_runtime(
     assert not gpu.alive()
 
 
-def test_a_plan_of_regions_is_built_beside_that_of_whole_frames(
+def test_a_plan_for_regions_is_built_in_addition_to_that_for_whole_frames(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_map_bundle(work / "bundles" / "map")
@@ -140,7 +140,7 @@ def test_a_plan_of_regions_is_built_beside_that_of_whole_frames(
     assert "'7' is not 9 or 16" in capsys.readouterr().err
 
 
-def test_with_a_gpu_a_plan_of_regions_is_run_beside_onnx_runtime(
+def test_with_a_gpu_a_plan_for_regions_is_compared_with_onnx_runtime(
     gpu: FakeMachine, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_map_bundle(work / "bundles" / "map")
@@ -192,7 +192,7 @@ def test_tensorrt_needs_a_driver(
         (["tiny", "--workspace", "0", *RTX], 1, "try a larger --workspace"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(
+def test_mistakes_are_reported_without_a_traceback(
     work: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -219,9 +219,7 @@ def test_a_bundle_without_tensorrts_int8_names_the_export(
     assert "sbtk export RUN --int8-trt" in told.err
 
 
-def test_what_tensorrt_refuses_is_told_in_its_words(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_of_tensorrt_are_quoted(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """INT8 as CPUs take it lies under the name of TensorRT's."""
     content = tiny_conv_model("int8 for CPUs").SerializeToString()
     (work / "bundles" / "tiny" / "model.int8.trt.onnx").write_bytes(content)
@@ -284,7 +282,7 @@ def test_clear_removes_the_plans_of_one_model_or_all(
     assert "There are no plans yet" in told.err
 
 
-def test_plans_of_a_bundle_that_is_gone_are_cleared_by_name(
+def test_plans_of_a_deleted_bundle_are_cleared_by_name(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["engine", "build", "tiny", "--batch", "1", "-q", *RTX]) == 0
@@ -296,7 +294,7 @@ def test_plans_of_a_bundle_that_is_gone_are_cleared_by_name(
 
 
 @pytest.mark.parametrize("words", [[], ["tiny", "--all"]])
-def test_clear_wants_to_know_what(
+def test_clear_requires_a_model_or_all(
     work: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     assert main(["engine", "clear", *words]) == 2
@@ -304,7 +302,7 @@ def test_clear_wants_to_know_what(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_build_that_is_ended_leaves_no_plan(
+def test_an_interrupted_build_leaves_no_plan(
     work: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     """The signal comes as soon as the build has begun, which it says."""
@@ -330,7 +328,7 @@ def test_a_build_that_is_ended_leaves_no_plan(
     assert len(plans(work)) == 1
 
 
-def test_progress_is_a_line_a_minute_where_nobody_watches(
+def test_progress_without_a_terminal_is_one_line_a_minute(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with build_status() as status:

@@ -89,7 +89,7 @@ def test_one_precision_from_other_images_as_json(
 
 
 @pytest.mark.slow
-def test_where_tensorrt_works_its_int8_and_plans_are_made_too(
+def test_if_tensorrt_works_its_int8_file_and_plans_are_made_too(
     work: Path,
     run_folder: Path,
     tmp_path: Path,
@@ -124,7 +124,7 @@ def test_where_tensorrt_works_its_int8_and_plans_are_made_too(
         (["fp16", "int8"], True, ("fp32", "fp16", "int8")),
     ],
 )
-def test_what_is_made_is_what_was_asked_for_or_all_of_use(
+def test_only_requested_variants_are_made_and_by_default_all_useful_ones(
     asked: list[Variant], for_tensorrt: bool, made: tuple[Variant, ...]
 ) -> None:
     assert variants_to_make(asked, for_tensorrt=for_tensorrt) == made
@@ -142,7 +142,7 @@ def test_what_is_made_is_what_was_asked_for_or_all_of_use(
         (["RUN", "--int4"], 2, "No such option"),
     ],
 )
-def test_mistakes_are_reported_in_a_sentence(
+def test_mistakes_are_reported_without_a_traceback(
     work: Path,
     run_folder: Path,
     capsys: pytest.CaptureFixture[str],
@@ -171,7 +171,7 @@ def test_too_few_images_fail_before_any_work(
     assert not (work / "few").exists()
 
 
-def test_without_any_run_the_next_command_is_named(
+def test_without_a_run_the_error_names_the_next_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -183,7 +183,7 @@ def test_without_any_run_the_next_command_is_named(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("narrow_resnet18")
-def test_regions_of_a_run_and_of_its_bundle(
+def test_regions_are_exported_from_a_run_and_from_its_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

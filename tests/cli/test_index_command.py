@@ -59,7 +59,7 @@ def report_of(*counts: int, seconds: float = 41.0) -> IndexReport:
         (report_of(1, 0, 2, 0, 0, 1, seconds=0.61), "1 photo searchable (1 new, 2 moved) in 0.6 s"),
     ],
 )
-def test_the_sentence_at_the_end(report: IndexReport, sentence: str) -> None:
+def test_the_report_ends_with_a_summary(report: IndexReport, sentence: str) -> None:
     assert final_sentence(report, Path("g.sbtk")) == sentence
 
 
@@ -106,7 +106,7 @@ def test_an_engine_is_opened_once_and_only_when_there_is_something_to_embed(
     assert capsys.readouterr().err.count("tiny@") == 1
 
 
-def test_wrong_engine_options_are_refused_although_nothing_is_new(
+def test_wrong_engine_options_are_refused_even_if_nothing_is_new(
     gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*INDEX, "--engine", "abacus"]) == 2
@@ -116,7 +116,7 @@ def test_wrong_engine_options_are_refused_although_nothing_is_new(
     assert "unknown device 'tpu'" in shown
 
 
-def test_without_a_model_the_gallerys_own_is_taken(
+def test_without_a_model_option_the_gallerys_model_is_used(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_bundle(workplace / "bundles" / "aaa", seed=5, name="aaa")
@@ -145,9 +145,7 @@ def test_json_is_one_object(gallery: Path, capsys: pytest.CaptureFixture[str]) -
     assert report["new"] == report["unreadable"] == 0
 
 
-def test_quiet_prints_nothing_but_the_sentence(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quiet_prints_only_the_summary(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*INDEX, "--model", "tiny", "-q"]) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("8 photos searchable (8 new) in ")
@@ -180,7 +178,7 @@ def test_failed_files_are_listed(
     assert any("path_bytes" in failure for failure in failures)
 
 
-def test_photos_that_are_read_in_part_are_counted_and_listed(
+def test_partly_readable_photos_are_counted_and_listed(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_photo(31).resize((320, 240)).save(workplace / "whole.jpg")
@@ -220,7 +218,7 @@ def test_an_edit_that_keeps_date_and_size_is_found(
     assert "nothing new" in capsys.readouterr().out
 
 
-def test_a_disk_that_is_not_mounted_costs_nothing(
+def test_an_unmounted_disk_loses_no_embeddings(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = workplace / "photos"
@@ -250,7 +248,7 @@ def test_a_disk_that_is_not_mounted_costs_nothing(
     }
 
 
-def test_missing_photos_are_pruned_and_folders_forgotten(
+def test_prune_drops_missing_photos_and_forget_drops_folders(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = workplace / "photos"
@@ -274,7 +272,7 @@ def test_missing_photos_are_pruned_and_folders_forgotten(
     assert "has no photo below" in capsys.readouterr().err
 
 
-def test_what_is_not_there_is_told_before_a_model_is_loaded(
+def test_missing_folders_are_reported_before_a_model_is_loaded(
     gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["index", "nosuch/", "--model", "nowhere"]) == 1
@@ -296,7 +294,7 @@ def test_verify_finds_damage(gallery: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["problems"]
 
 
-def test_export_writes_what_any_tool_reads(
+def test_export_writes_standard_formats(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["index", "--export", "out"]) == 0
@@ -317,7 +315,7 @@ def test_export_writes_what_any_tool_reads(
         (["index", "photos", "--batch", "many"], "--batch"),
     ],
 )
-def test_wrong_usage(
+def test_usage_errors_have_exit_code_2(
     workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
     assert main(arguments) == 2
@@ -395,13 +393,13 @@ def test_a_second_signal_does_not_wait(stopping: Stopping) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_between_batches_a_signal_does_not_wait(stopping: Stopping) -> None:
+def test_between_batches_a_signal_ends_the_command_at_once(stopping: Stopping) -> None:
     stopping.between_photos(more_to_come=False)
     with pytest.raises(Terminated):
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_regions_are_kept_found_and_refused(
+def test_regions_are_indexed_and_found_and_bad_counts_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

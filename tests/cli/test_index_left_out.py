@@ -35,9 +35,7 @@ def _kinds(report: dict[str, Any]) -> dict[tuple[str, str], int]:
     return {(item["why"], item["what"]): item["count"] for item in report["left_out"]}
 
 
-def test_photos_of_phones_and_cameras_are_photos(
-    workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_heic_and_raw_files_are_photos(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     heif = pytest.importorskip("pillow_heif")
     pytest.importorskip("rawpy")
     heif.register_heif_opener()
@@ -85,7 +83,7 @@ def test_without_the_extra_its_photos_are_counted_and_named(
     assert _indexed(capsys, code=3)["new"] == 1
 
 
-def test_patterns_are_remembered_told_and_taken_back(
+def test_exclude_patterns_are_stored_shown_and_removed(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a", "b"):
@@ -108,7 +106,7 @@ def test_patterns_are_remembered_told_and_taken_back(
     assert (report["live"], report["left_out"]) == (10, [])
 
 
-def test_photos_that_are_left_out_for_a_while_are_not_embedded_again(
+def test_photos_that_were_excluded_for_a_while_are_not_embedded_again(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*AGAIN, "--exclude", "*.png"]) == 0
@@ -125,7 +123,7 @@ def test_photos_that_are_left_out_for_a_while_are_not_embedded_again(
     assert report["live"] == 7
 
 
-def test_an_ignore_file_works_where_it_lies(
+def test_an_ignore_file_applies_to_its_folder(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = workplace / "photos"
@@ -141,7 +139,7 @@ def test_an_ignore_file_works_where_it_lies(
     assert "photos/inner: the folder was not updated" in capsys.readouterr().out
 
 
-def test_a_pattern_that_excludes_nothing_is_told(
+def test_a_pattern_that_matches_nothing_is_reported(
     gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = _indexed(capsys, "--exclude", "photos/photo-0001.png", "--exclude", "!x")
@@ -150,7 +148,7 @@ def test_a_pattern_that_excludes_nothing_is_told(
     assert "--exclude photos/photo-0001.png excluded nothing" in notice
 
 
-def test_hidden_folders_and_links_are_taken_in_when_asked(
+def test_hidden_folders_and_links_are_included_by_options(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = workplace / "photos"
@@ -190,7 +188,7 @@ def test_a_file_named_by_itself_is_indexed(
         (["index", "photos", "--exclude", ""], "the pattern '' matches nothing"),
     ],
 )
-def test_wrong_usage(
+def test_usage_errors_have_exit_code_2(
     workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
     assert main(arguments) == 2
@@ -198,7 +196,7 @@ def test_wrong_usage(
     assert not (workplace / "gallery.sbtk").exists()
 
 
-def test_a_folder_that_became_hidden_is_no_disk_that_is_missing(
+def test_a_folder_that_became_hidden_is_not_reported_as_a_missing_disk(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workplace / "all").mkdir()

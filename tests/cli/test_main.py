@@ -69,7 +69,7 @@ def test_help_lists_every_command_without_importing_one(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_line_in_the_list_is_the_commands_own(name: str) -> None:
+def test_the_list_of_commands_shows_each_commands_first_line(name: str) -> None:
     context = click.Context(sbtk)
     command = sbtk.get_command(context, name)
     assert command is not None
@@ -129,7 +129,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         (click.exceptions.Exit(3), 3, ""),
     ],
 )
-def test_every_ending_has_a_code_and_no_traceback(
+def test_every_exit_has_its_code_and_no_traceback(
     broken: Callable[[BaseException], None],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -147,7 +147,7 @@ def test_every_ending_has_a_code_and_no_traceback(
     assert "Traceback" not in shown
 
 
-def test_debug_shows_the_traceback_of_a_fault(
+def test_debug_shows_tracebacks(
     broken: Callable[[BaseException], None],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -159,7 +159,7 @@ def test_debug_shows_the_traceback_of_a_fault(
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_ends_with_143(name: str) -> None:
+def test_sigterm_gives_exit_code_143(name: str) -> None:
     code = (
         "import os, signal, sys, click\n"
         "from sbtk_cli import main as m\n"
@@ -176,7 +176,7 @@ def test_a_signal_ends_with_143(name: str) -> None:
     assert finished.stderr == "Terminated.\n"
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+def test_sighup_stays_ignored_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert main(["--version"]) == 0
@@ -187,7 +187,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
     assert signal.SIGHUP in ending_signals()
 
 
-def test_a_reader_that_leaves_ends_it_quietly() -> None:
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     finished = subprocess.run(
@@ -202,7 +202,7 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
     assert finished.stderr == b""
 
 
-def test_the_shell_is_given_completions() -> None:
+def test_shell_completions_are_printed() -> None:
     environment = os.environ | {
         "_SBTK_COMPLETE": "bash_complete",
         "COMP_WORDS": "sbtk que",
@@ -245,7 +245,7 @@ def test_a_missing_module_names_its_extra(module: str, extra: str | None) -> Non
 
 
 @pytest.mark.parametrize(("own", "expected"), [(None, "4"), ("20", "20")])
-def test_blas_threads_sleep_after_a_search_unless_the_user_says_otherwise(
+def test_blas_threads_sleep_after_a_search_unless_a_variable_says_otherwise(
     monkeypatch: pytest.MonkeyPatch, own: str | None, expected: str
 ) -> None:
     monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", own or "")
@@ -256,7 +256,7 @@ def test_blas_threads_sleep_after_a_search_unless_the_user_says_otherwise(
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_a_closed_output_is_no_fault(closed: str) -> None:
+def test_a_closed_output_is_not_an_error(closed: str) -> None:
     command = f'"$0" -m sbtk_cli models {closed}'
     finished = subprocess.run(
         ["/bin/sh", "-c", command, sys.executable],
@@ -271,9 +271,7 @@ def test_a_closed_output_is_no_fault(closed: str) -> None:
 
 
 @pytest.mark.parametrize("start", [["-m", "sbtk_cli"], ["-c", "import sbtk_cli.main"]])
-def test_a_system_without_posix_locks_is_told_so_in_a_sentence(
-    tmp_path: Path, start: list[str]
-) -> None:
+def test_a_system_without_posix_locks_gets_a_clear_error(tmp_path: Path, start: list[str]) -> None:
     """What Windows lacks is taken away before anything of sbtk is imported."""
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['fcntl'] = None")
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])

@@ -44,7 +44,7 @@ def test_shards_are_indexed_and_merged(place: Path, capsys: pytest.CaptureFixtur
     assert "no gallery holds shards 2/3, 3/3" in capsys.readouterr().err
 
 
-def test_wrong_use_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, code, text in (
         (["index", "photos", "--shard", "4/3"], 2, "such as 1/4 for the first of four"),
         (["index", "--list-folders", "--shard", "1/3"], 2, "--shard requires the folders"),

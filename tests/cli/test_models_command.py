@@ -20,7 +20,7 @@ def test_bundles_are_listed(workplace: Path, capsys: pytest.CaptureFixture[str])
     assert line.endswith("bundles/tiny")
 
 
-def test_bundles_are_json_for_programs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundles_are_listed_as_json(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     described = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     tiny = next(bundle for bundle in described if bundle["name"] == "tiny")
@@ -29,7 +29,7 @@ def test_bundles_are_json_for_programs(workplace: Path, capsys: pytest.CaptureFi
     assert sum(bundle["default"] for bundle in described) <= 1
 
 
-def test_a_broken_bundle_is_left_out_and_named(
+def test_a_broken_bundle_is_skipped_and_named(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workplace / "bundles" / "torn").mkdir()
@@ -40,7 +40,9 @@ def test_a_broken_bundle_is_left_out_and_named(
     assert "torn" in shown.err
 
 
-def test_a_whole_bundle_passes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_intact_bundle_passes_the_check(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["models", "check", "tiny"]) == 0
     shown = capsys.readouterr().out
     assert "2 files" in shown
@@ -58,7 +60,7 @@ def test_a_changed_file_is_found(workplace: Path, capsys: pytest.CaptureFixture[
     assert "model.fp32.onnx is damaged" in capsys.readouterr().err
 
 
-def test_an_unknown_bundle_is_told_from_those_there_are(
+def test_the_error_for_an_unknown_bundle_lists_those_that_exist(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["models", "check", "giant"]) == 1
@@ -79,7 +81,7 @@ def test_an_unknown_bundle_is_told_from_those_there_are(
         ["engine", "build", "RUN"],
     ],
 )
-def test_every_command_asks_to_export_a_run_first(
+def test_every_command_given_a_run_suggests_exporting_it(
     workplace: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     run = workplace / "runs" / "horses"
@@ -93,7 +95,7 @@ def test_every_command_asks_to_export_a_run_first(
 
 
 @pytest.mark.parametrize("words", [["query", "sketch.png"], ["index", "photos"], ["serve"]])
-def test_a_gallery_whose_bundle_lies_elsewhere_asks_for_the_model(
+def test_if_the_gallerys_bundle_is_elsewhere_the_error_asks_for_the_model(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     (workplace / "bundles" / "tiny").rename(workplace / "elsewhere")

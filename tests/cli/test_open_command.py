@@ -144,7 +144,7 @@ def test_a_read_only_page_changes_nothing(tmp_path: Path, bundle: Path) -> None:
         (["--gallery", "missing.sbtk"], 1, "there is no gallery missing.sbtk"),
     ],
 )
-def test_what_cannot_be_opened_is_named(
+def test_the_error_names_what_cannot_be_opened(
     arguments: list[str],
     code: int,
     said: str,

@@ -29,11 +29,11 @@ from sbtk_runtime.files import count_text, printable_name
         (7500, "2 h 5 min"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_readable(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
 
-def test_counts_and_sizes() -> None:
+def test_counts_and_sizes_are_readable() -> None:
     assert count_text(1, "photo") == "1 photo"
     assert count_text(12410, "photo") == "12,410 photos"
     assert [size_text(n) for n in (12, 4_200, 76_000_000, 1.54e9)] == [
@@ -44,7 +44,7 @@ def test_counts_and_sizes() -> None:
     ]
 
 
-def test_tables_are_aligned_and_their_last_column_is_ragged() -> None:
+def test_tables_are_aligned_except_in_their_last_column() -> None:
     rows = [("A", "LONG", "C"), ("aaa", "b", "c c c")]
     assert plain_table(rows) == "A    LONG  C\naaa  b     c c c"
 
@@ -60,7 +60,7 @@ def test_tables_are_aligned_and_their_last_column_is_ragged() -> None:
         ("turned \u202e gpj.exe".encode(), "turned \\u202e gpj.exe"),
     ],
 )
-def test_names_stay_on_their_line(raw: bytes, shown: str) -> None:
+def test_names_are_printed_on_one_line(raw: bytes, shown: str) -> None:
     assert printable_name(raw) == shown
     assert printable_name(os.fsdecode(raw)) == shown
 
@@ -91,7 +91,7 @@ def test_there_is_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "10/10" in terminal.getvalue()
 
 
-def test_progress_heeds_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_respects_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()

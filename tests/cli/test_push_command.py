@@ -44,7 +44,7 @@ def answered(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
 QUERY = ["query", "sketch.png", "-k", "5", "--model", "tiny", "--json"]
 
 
-def test_a_gallery_is_pushed_and_asked(
+def test_a_gallery_is_pushed_and_queried(
     url: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", "--at", url, "--source", "nas"]) == 0
@@ -71,7 +71,7 @@ def test_a_gallery_is_pushed_and_asked(
     assert "5 of these 5 photos are not on this machine: --photos SOURCE=FOLDER" in err
 
 
-def test_the_collection_may_be_in_the_environment(
+def test_the_collection_can_be_named_by_a_variable(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SBTK_AT", url)
@@ -84,7 +84,7 @@ def test_the_collection_may_be_in_the_environment(
     assert '"path": "source:nas/' not in answered(capsys)[0]
 
 
-def test_a_contact_sheet_and_paths_of_a_collection(
+def test_a_collection_gives_a_contact_sheet_and_paths(
     url: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", "--at", url, "--source", "nas"]) == 0
@@ -95,7 +95,7 @@ def test_a_contact_sheet_and_paths_of_a_collection(
     assert main([*words, "--paths0"]) == 0
 
 
-def test_wrong_use_is_refused(
+def test_usage_errors_are_refused(
     url: str, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:
     down = f"postgresql://admin:{PASSWORD}@127.0.0.1:1/photos"
@@ -121,7 +121,7 @@ def test_wrong_use_is_refused(
     assert "--rerank expand of a gallery elsewhere" in answered(capsys)[1]
 
 
-def test_a_collection_of_another_model_is_not_asked(
+def test_a_collection_of_another_model_is_not_queried(
     url: str, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:
     from tests.tiny import tiny_bundle
@@ -137,7 +137,7 @@ def test_a_collection_of_another_model_is_not_asked(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_a_password_does_not_stay_in_the_list_of_processes() -> None:
+def test_a_password_is_hidden_from_the_list_of_processes() -> None:
     address = f"postgresql://me:{PASSWORD}@db/photos?password=sec%20ret"
     code = (
         "import sys; from sbtk_cli.options import hide_in_command_line as hide; "

@@ -33,7 +33,7 @@ def url(server: LiteServer, gallery: Path, monkeypatch: pytest.MonkeyPatch) -> I
     server.drop_database("photos")
 
 
-def test_a_gallery_is_pushed_and_asked(
+def test_a_gallery_is_pushed_and_queried(
     url: str,
     workplace: Path,
     capsys: pytest.CaptureFixture[str],
@@ -57,7 +57,7 @@ def test_a_gallery_is_pushed_and_asked(
         assert [hit["score"] for hit in there] == pytest.approx([hit["score"] for hit in local])
 
 
-def test_wrong_use_is_refused(
+def test_usage_errors_are_refused(
     url: str, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:
     for at, code, text in (
@@ -76,7 +76,7 @@ def test_wrong_use_is_refused(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_a_token_does_not_stay_in_the_list_of_processes() -> None:
+def test_a_token_is_hidden_from_the_list_of_processes() -> None:
     code = (
         "import sys; from sbtk_cli.options import hide_in_command_line as hide; "
         "from sbtk_runtime.gallery.remote_address import Address; "

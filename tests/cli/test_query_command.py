@@ -24,7 +24,9 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def test_a_line_for_each_hit(shared_gallery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_hit_is_printed_on_a_line(
+    shared_gallery: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*QUERY, "-k", "3"]) == 0
     shown = capsys.readouterr()
     lines = [line.split() for line in shown.out.splitlines()]
@@ -35,7 +37,7 @@ def test_a_line_for_each_hit(shared_gallery: Path, capsys: pytest.CaptureFixture
     assert shown.err == ""
 
 
-def test_json_lines_have_the_agreed_fields(
+def test_json_lines_have_the_documented_fields(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*QUERY, "--json", "-k", "2"]) == 0
@@ -45,7 +47,7 @@ def test_json_lines_have_the_agreed_fields(
     assert os.path.isabs(hits[0]["path"])  # noqa: PTH117
 
 
-def test_names_of_any_bytes_come_through(
+def test_file_names_with_any_bytes_are_printed_unchanged(
     workplace: Path,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
@@ -63,7 +65,7 @@ def test_names_of_any_bytes_come_through(
     assert capfdbinary.readouterr().out.endswith(rb"not \xff utf-8\n\x1b[31m.png" + b"\n")
 
 
-def test_a_sketch_from_a_pipe_is_as_good_as_a_file(
+def test_a_sketch_from_a_pipe_gives_the_hits_of_its_file(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(QUERY) == 0
@@ -73,7 +75,7 @@ def test_a_sketch_from_a_pipe_is_as_good_as_a_file(
     assert capsys.readouterr().out == from_file
 
 
-def test_a_photo_is_detected_told_and_overruled(
+def test_a_photo_is_detected_and_the_option_as_overrules_it(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo = str(shared_gallery.parent / "photos" / "photo-0005.png")
@@ -103,7 +105,7 @@ def test_a_photo_finds_itself(shared_gallery: Path, capsys: pytest.CaptureFixtur
         assert float(score) > 0.999
 
 
-def test_only_photos_of_some_days_are_found(
+def test_from_and_to_limit_the_days_of_photos(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     today = datetime.date.today()
@@ -121,7 +123,7 @@ def test_only_photos_of_some_days_are_found(
         assert f"{wrong!r} is not a day" in capsys.readouterr().err
 
 
-def test_the_sheet_is_written_beside_the_answer(
+def test_the_contact_sheet_is_written_in_addition_to_the_hits(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*QUERY, "-k", "2", "--html", "sheet.html", "--json"]) == 0
@@ -133,7 +135,9 @@ def test_the_sheet_is_written_beside_the_answer(
     assert "gallery.sbtk" in page
 
 
-def test_the_sheet_is_written_though_nobody_reads_on(gallery: Path, workplace: Path) -> None:
+def test_the_contact_sheet_is_written_even_if_the_pipe_is_closed(
+    gallery: Path, workplace: Path
+) -> None:
     query = [sys.executable, "-m", "sbtk_cli", *QUERY, "-k", "8", "--html", "sheet.html"]
     reads, writes = os.pipe()
     os.close(reads)
@@ -143,7 +147,7 @@ def test_the_sheet_is_written_though_nobody_reads_on(gallery: Path, workplace: P
     assert (workplace / "sheet.html").read_text().count('<li class="card" style') == 8
 
 
-def test_images_in_the_terminal_need_an_extra_at_once(
+def test_images_in_the_terminal_check_their_extra_before_the_query(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "textual_image", None)
@@ -153,7 +157,7 @@ def test_images_in_the_terminal_need_an_extra_at_once(
     assert 'next: pip install "sbtk[show]"' in shown.err
 
 
-def test_a_pipe_gets_the_list_and_the_reason_for_no_images(
+def test_a_pipe_gets_the_list_and_why_there_are_no_images(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*QUERY, "-k", "2", "--show"]) == 0
@@ -193,7 +197,7 @@ def test_the_model_that_made_the_gallery_is_found(
     assert "next: sbtk index" in told
 
 
-def test_a_gallery_whose_model_is_gone_names_it(
+def test_the_error_names_the_missing_model_of_a_gallery(
     gallery: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workplace / "bundles").rename(workplace / "elsewhere")
@@ -202,7 +206,7 @@ def test_a_gallery_whose_model_is_gone_names_it(
     assert main([*QUERY, "--model", "elsewhere/tiny"]) == 0
 
 
-def test_a_closed_standard_input_is_told_as_one_that_nothing_is_piped_into(
+def test_a_closed_standard_input_gives_the_same_error_as_an_empty_pipe(
     shared_gallery: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As Python has it after `sbtk query - <&-`.
@@ -237,7 +241,7 @@ def test_a_closed_standard_input_is_told_as_one_that_nothing_is_piped_into(
         (["query"], 2, "SKETCH"),
     ],
 )
-def test_what_cannot_be_answered_says_so(
+def test_queries_that_cannot_be_answered_say_why(
     shared_gallery: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -257,7 +261,7 @@ def test_what_cannot_be_answered_says_so(
     assert "Traceback" not in shown.err
 
 
-def test_a_cold_query_imports_no_more_than_it_needs(shared_gallery: Path) -> None:
+def test_a_query_imports_only_what_it_needs(shared_gallery: Path) -> None:
     code = (
         "import json, sys\n"
         # As on a machine without the extras for GPUs, which auto would have to look at.

@@ -33,9 +33,7 @@ def results(workplace: Path) -> Path:
     return write_results(workplace / "results.json", report(Protocol(split="SK-YE")))
 
 
-def test_what_bench_map_writes_is_what_report_reads(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_reads_what_bench_map_writes(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "map", "data", *MODEL, "--json"]) == 0
     text = capsys.readouterr().out
     Path("own.json").write_text(text)
@@ -55,7 +53,7 @@ def test_what_bench_map_writes_is_what_report_reads(
     assert Path("bars.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_generalised_and_binary_measurements_find_their_tables(
+def test_generalised_and_binary_results_go_to_their_tables(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_dataset(data, CLASSES, sketches=3, photos=5)
@@ -99,7 +97,7 @@ def test_csv_goes_to_stdout_and_warnings_to_stderr(
 
 
 @pytest.mark.parametrize("name", ["table2", "table3", "table4", "table5"])
-def test_every_table_is_there_without_results(
+def test_every_table_is_printed_without_results(
     name: str, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", name]) == 0
@@ -129,7 +127,7 @@ def test_table_5_takes_ablations_and_single_results(
     assert "has no column" in capsys.readouterr().err
 
 
-def test_bars_need_class_figures(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bars_require_metrics_by_class(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = report(Protocol())
     del bare["class_map"]
     write_results(Path("bare.json"), bare)
@@ -183,7 +181,7 @@ def test_figure_4_shows_chosen_and_worst_sketches(
         (["-o", "f.png", "--query", "none.png"], 1, "not among the 6 sketches"),
     ],
 )
-def test_figures_that_cannot_be_made(
+def test_figures_that_cannot_be_drawn_say_why(
     data: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
@@ -195,7 +193,9 @@ def test_figures_that_cannot_be_made(
     assert not Path("f.png").exists()
 
 
-def test_no_data_and_no_seen_photos(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_and_missing_seen_photos_are_errors(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", "figure3", *MODEL, "-o", "f.png"]) == 2
     assert "SBTK_DATA" in capsys.readouterr().err
     write_dataset(workplace / "unseen", ("cow",), sketches=2, photos=2)
@@ -203,7 +203,7 @@ def test_no_data_and_no_seen_photos(workplace: Path, capsys: pytest.CaptureFixtu
     assert "--no-generalised" in capsys.readouterr().err
 
 
-def test_an_unreadable_photo_is_named_and_the_code_is_3(
+def test_an_unreadable_photo_is_named_and_the_exit_code_is_3(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "photo" / "cow" / "bad.jpg").write_bytes(b"no image")
@@ -213,7 +213,7 @@ def test_an_unreadable_photo_is_named_and_the_code_is_3(
     assert main(["report", "map", "data", *MODEL, "-o", "m.png", "--method", "pca"]) == 3
 
 
-def test_a_map_and_the_places_of_its_points(data: Path) -> None:
+def test_a_map_is_drawn_and_its_coordinates_written(data: Path) -> None:
     arguments = ["map", "data", *MODEL, "-o", "m.svg", "--method", "pca", "--per-class", "2"]
     assert main(["report", *arguments]) == 0
     text = Path("m.svg").read_text()
@@ -228,7 +228,7 @@ def test_a_map_and_the_places_of_its_points(data: Path) -> None:
     assert Path("other.csv").read_text() == Path("m.csv").read_text()
 
 
-def test_help_of_reports_stays_light() -> None:
+def test_help_of_reports_imports_nothing_heavy() -> None:
     code = (
         "import sys; from sbtk_cli.main import main;"
         "assert main(['report', '--help']) == 0; assert main(['report', 'map', '--help']) == 0;"

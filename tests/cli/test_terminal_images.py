@@ -87,7 +87,7 @@ def test_a_terminal_with_sixels_gets_sixels(photos: list[Path]) -> None:
     assert shown.errors == "why: \n"
 
 
-def test_kitty_gets_its_own_images(photos: list[Path]) -> None:
+def test_kitty_gets_images_in_its_protocol(photos: list[Path]) -> None:
     shown = show(KITTY, photos[:3])
     chunks = re.findall(rb"\x1b_Gi=(\d+),m=[01],f=100,q=2;([^\x1b]+)\x1b\\", shown.screen)
     assert len({number for number, _ in chunks}) == 1
@@ -99,7 +99,7 @@ def test_kitty_gets_its_own_images(photos: list[Path]) -> None:
     assert [line.count("\U0010eeee") for line in placed] == [48] * 8
 
 
-def test_blocks_of_colour_are_shown_when_asked_for(
+def test_blocks_of_colour_are_shown_on_request(
     photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
@@ -128,7 +128,7 @@ def test_a_terminal_without_images_gets_none(
     assert re.sub(asked, b"", shown.screen) == b""
 
 
-def test_a_file_gets_images_only_by_name(photos: list[Path]) -> None:
+def test_a_file_gets_images_only_if_a_format_is_named(photos: list[Path]) -> None:
     def written(way: str) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-c", SHOW, way, str(photos[0])]
         return subprocess.run(command, capture_output=True, check=True)
@@ -139,7 +139,7 @@ def test_a_file_gets_images_only_by_name(photos: list[Path]) -> None:
     assert are_alike(colours_in(row, 1), COLOURS[:1])
 
 
-def test_names_cannot_command_the_terminal(photos: list[Path], tmp_path: Path) -> None:
+def test_file_names_cannot_send_escapes_to_the_terminal(photos: list[Path], tmp_path: Path) -> None:
     hostile = tmp_path / os.fsdecode(b"\x1b[2J\xff")
     photos[0].rename(hostile)
     shown = show(SIXELS, [hostile, tmp_path / "gone.png"])
@@ -149,7 +149,7 @@ def test_names_cannot_command_the_terminal(photos: list[Path], tmp_path: Path) -
     assert are_alike(colours_in(row, 2), (COLOURS[0], (118, 118, 118)))
 
 
-def test_a_query_shows_what_it_lists(shared_gallery: Path) -> None:
+def test_a_query_shows_the_images_of_the_hits_it_lists(shared_gallery: Path) -> None:
     sketch = (shared_gallery.parent / "sketch.png").read_bytes()
     query = ["-m", "sbtk_cli", "query", "-", "-k", "3", "--show", "--threads", "1"]
     shown = SIXELS.run(query, piped=sketch)

@@ -91,7 +91,7 @@ def test_json_prints_a_line_for_each_epoch(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.kill
-def test_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
     words = [
         "train",
         str(data),
@@ -165,7 +165,7 @@ class StopsAtOnce:
         (["train", "--resume", "nowhere"], "cannot be read"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(
+def test_mistakes_are_reported_without_a_traceback(
     data: Path, tmp_path: Path, words: list[str], sentence: str
 ) -> None:
     done = sbtk(*[str(data) if word == "DATA" else word for word in words], cwd=tmp_path)
@@ -174,7 +174,7 @@ def test_mistakes_are_told_in_a_sentence(
     assert "Traceback" not in done.stderr
 
 
-def test_unseen_class_on_the_list_is_refused_by_name(data: Path, tmp_path: Path) -> None:
+def test_an_unseen_class_on_the_list_is_refused_by_name(data: Path, tmp_path: Path) -> None:
     listed, unseen = tmp_path / "classes.txt", tmp_path / "unseen.txt"
     listed.write_text("arch\nball\ncrate\ndisc\neasel\n")
     unseen.write_text("disc\n")
@@ -187,7 +187,7 @@ def test_unseen_class_on_the_list_is_refused_by_name(data: Path, tmp_path: Path)
     assert "gone.txt cannot be read" in gone.stderr
 
 
-def test_finished_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     words = ("train", str(data), *QUICK, "--epochs", "1", "--out", "run")
     assert sbtk(*words, cwd=tmp_path).returncode == 0
     again = sbtk(*words, cwd=tmp_path)
@@ -195,7 +195,7 @@ def test_finished_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     assert "--resume run" in again.stderr
 
 
-def test_resuming_refuses_options_that_say_otherwise_and_names_both(
+def test_resuming_refuses_options_that_differ_and_names_both_values(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = sbtk("train", str(data), *QUICK, "--epochs", "1", "--out", "run", cwd=tmp_path)
@@ -218,7 +218,7 @@ def test_resuming_refuses_options_that_say_otherwise_and_names_both(
     assert again.returncode == 0, again.stderr
 
 
-def test_a_run_is_resumed_on_what_the_machine_has_now(data: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_other_devices_and_threads(data: Path, tmp_path: Path) -> None:
     first = sbtk("train", str(data), *QUICK, "--epochs", "1", "--out", "run", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     own = read_config(tmp_path / "run")
@@ -237,7 +237,7 @@ def test_a_run_is_resumed_on_what_the_machine_has_now(data: Path, tmp_path: Path
     assert "cuda:7" in again.stderr
 
 
-def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None:
+def test_options_of_another_method_are_refused(data: Path, tmp_path: Path) -> None:
     refused = sbtk("train", str(data), *TINY, "--memory", "paper", cwd=tmp_path)
     assert refused.returncode == 2
     assert "sbtknet has no setting 'memory'" in refused.stderr
@@ -259,14 +259,14 @@ def test_knobs_of_another_method_are_refused(data: Path, tmp_path: Path) -> None
         (["--resume", "run", "--name", "other"], "leave out --out and --name"),
     ],
 )
-def test_options_that_would_do_nothing_are_wrong_usage(
+def test_options_without_effect_are_usage_errors(
     data: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
 ) -> None:
     assert main(["train", *(str(data) if word == "DATA" else word for word in words)]) == 2
     assert sentence in capsys.readouterr().err
 
 
-def test_ablation_without_a_teacher_is_refused_before_any_row_is_trained(
+def test_an_ablation_without_a_teacher_is_refused_before_training(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = [word for word in TINY if word not in LEFT_OPEN]
@@ -280,7 +280,7 @@ def test_ablation_without_a_teacher_is_refused_before_any_row_is_trained(
     assert not (tmp_path / "study").exists()
 
 
-def test_ablation_writes_its_table_and_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+def test_an_ablation_writes_its_table_and_resumes(data: Path, tmp_path: Path) -> None:
     tiny = [word for word in TINY if word not in LEFT_OPEN]
     words = ("train", str(data), *tiny, "--epochs", "1", "--ablation", "--out", "study")
     rows = ("--row", "triplet", "--seeds", "1")

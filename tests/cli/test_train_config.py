@@ -88,7 +88,7 @@ def test_an_option_wins_over_set_and_set_over_the_file_and_the_file_over_the_rec
         (["--config", "PAPER", "--ablation"], "--recipe with --ablation"),
     ],
 )
-def test_what_cannot_be_set_is_refused(
+def test_invalid_settings_are_refused(
     data: Path,
     tmp_path: Path,
     words: list[str],

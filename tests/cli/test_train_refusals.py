@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("option", ["--split", "--classes"])
-def test_a_list_with_a_class_that_the_data_lack_is_refused_unless_that_is_allowed(
+def test_a_list_with_a_missing_class_is_refused_unless_allowed(
     data: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = tmp_path / "names.txt"
@@ -41,7 +41,7 @@ def test_a_list_with_a_class_that_the_data_lack_is_refused_unless_that_is_allowe
         assert read_config(tmp_path / "run").allow_missing
 
 
-def test_data_check_says_the_same_of_a_split_file(
+def test_data_check_reports_missing_classes_of_a_split_file(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     named = tmp_path / "names.txt"

@@ -17,7 +17,7 @@ from sbtk_train.runs.checkpoint import TrainedRun
 from tests.tiny_student import TRAINING, UNSEEN, VALIDATION
 
 
-def test_facts_are_the_records(run: TrainedRun) -> None:
+def test_the_cards_facts_are_those_of_the_run(run: TrainedRun) -> None:
     facts = collect_facts(run)
     assert facts.training_classes == TRAINING
     assert facts.validation_classes == VALIDATION
@@ -29,7 +29,7 @@ def test_facts_are_the_records(run: TrainedRun) -> None:
     assert str(run.config.data) not in str(facts.training)
 
 
-def test_the_figure_of_a_mean_chose_no_epoch_of_it(run: TrainedRun) -> None:
+def test_the_metrics_of_an_average_say_how_epochs_were_selected(run: TrainedRun) -> None:
     recipe = run.record["recipe"]
     parts = [{"run": name, "seed": 0, "recipe": recipe, "epoch": 3.0} for name in ("a", "b")]
     averaged = replace(run, record={**run.record, "averaged": parts})
@@ -51,7 +51,7 @@ def test_the_figure_of_a_mean_chose_no_epoch_of_it(run: TrainedRun) -> None:
 @pytest.mark.parametrize(
     ("told", "size"), [({}, "; images of 128 px"), ({"refit": {"refitted_map": 0.5}}, "")]
 )
-def test_a_figure_of_smaller_images_says_so(
+def test_a_metric_measured_on_smaller_images_says_so(
     run: TrainedRun, told: dict[str, object], size: str
 ) -> None:
     """Feature maps are of images of the training size; a refit measures at the full size."""
@@ -84,7 +84,7 @@ def test_the_summary_names_the_losses_the_refit_and_its_gain(run: TrainedRun) ->
     assert describe_student(sake, {}) == "Trained with the recipe sake-sketchy."
 
 
-def test_the_card_has_the_unseen_figure_of_the_log_with_its_protocol(
+def test_the_card_quotes_the_unseen_metric_of_the_log_with_its_protocol(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "bundle"
@@ -114,7 +114,7 @@ def test_the_card_has_the_unseen_figure_of_the_log_with_its_protocol(
 
 
 @pytest.mark.parametrize("key", ["training_classes", "validation_classes"])
-def test_unseen_class_among_the_seen_is_refused(run: TrainedRun, key: str) -> None:
+def test_an_unseen_class_among_the_seen_ones_is_refused(run: TrainedRun, key: str) -> None:
     """A record that was edited by hand must not open the way to the unseen classes."""
     record = {**run.record, key: [*run.record[key], UNSEEN.upper()]}
     with pytest.raises(BadData, match="lists WINDOW as seen"):
@@ -122,13 +122,13 @@ def test_unseen_class_among_the_seen_is_refused(run: TrainedRun, key: str) -> No
 
 
 @pytest.mark.parametrize("value", [None, "bars", [1, 2]])
-def test_record_without_its_lists_is_refused(run: TrainedRun, value: object) -> None:
+def test_a_run_without_its_class_lists_is_refused(run: TrainedRun, value: object) -> None:
     record = {**run.record, "training_classes": value}
     with pytest.raises(BadConfig, match="training_classes"):
         collect_facts(replace(run, record=record))
 
 
-def test_run_that_was_not_validated_has_no_metrics(run: TrainedRun) -> None:
+def test_a_run_without_validation_has_no_metrics(run: TrainedRun) -> None:
     record = {key: value for key, value in run.record.items() if key != "best"}
     assert collect_facts(replace(run, record=record)).metrics == {}
 
@@ -143,9 +143,9 @@ def test_run_that_was_not_validated_has_no_metrics(run: TrainedRun) -> None:
         ([""], "not recorded"),
     ],
 )
-def test_licence_says_what_is_known(sources: list[str], words: str) -> None:
+def test_the_licence_follows_from_the_training_data(sources: list[str], words: str) -> None:
     assert words in describe_licence(sources)
 
 
-def test_licence_of_free_drawings_alone_is_not_research_only() -> None:
+def test_training_on_free_drawings_alone_is_not_research_only() -> None:
     assert "Research use only" not in describe_licence(["quickdraw"])

@@ -44,7 +44,7 @@ def coded(
     return export_student(student, facts, code_samples, plan, print).bundle
 
 
-def test_codes_are_learnt_on_training_classes_in_equal_parts(
+def test_codes_are_fitted_on_equal_parts_of_training_sketches_and_photos(
     code_samples: ExportImages, samples: ExportImages
 ) -> None:
     for kind in ("sketch", "photo"):
@@ -59,7 +59,7 @@ def test_codes_are_learnt_on_training_classes_in_equal_parts(
     assert not any(samples.code_files.values())
 
 
-def test_the_bundle_vouches_for_what_makes_codes(coded: Bundle) -> None:
+def test_the_manifest_has_the_hash_of_the_itq_file(coded: Bundle) -> None:
     coded.verify()
     assert coded.bits == (8, 16)
     assert {"itq8.npz", "itq16.npz"} <= set(coded.manifest.files)
@@ -90,7 +90,7 @@ def test_the_codes_are_those_of_the_bundles_own_embeddings(
     assert is_same.mean() > 0.99
 
 
-def test_what_codes_lose_is_recorded_with_its_rule(coded: Bundle, facts: StudentFacts) -> None:
+def test_the_loss_of_codes_is_recorded_with_its_rule(coded: Bundle, facts: StudentFacts) -> None:
     metrics = coded.manifest.metrics
     assert set(metrics) == {*facts.metrics, "codes_8_map", "codes_16_map"}
     for bits in coded.bits:
@@ -125,7 +125,7 @@ def test_an_exported_bundle_makes_a_binary_gallery(
 
 
 @pytest.mark.parametrize("bits", [24, 12])
-def test_codes_that_cannot_be_had_are_refused_before_any_work(
+def test_impossible_code_lengths_are_refused_before_any_work(
     run: TrainedRun, tmp_path: Path, bits: int
 ) -> None:
     messages: list[str] = []

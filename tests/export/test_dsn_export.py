@@ -74,7 +74,7 @@ def pixels_of(samples: ExportImages) -> NDArray[np.uint8]:
     return samples.parity.pixels[96:104]
 
 
-def test_the_manifest_and_the_card_tell_of_the_domain_input(dsn_bundle: Bundle) -> None:
+def test_the_manifest_and_the_card_describe_the_domain_input(dsn_bundle: Bundle) -> None:
     manifest = dsn_bundle.manifest
     assert (manifest.method, manifest.dim, manifest.domain_input) == ("dsn", 64, "domain")
     card = (dsn_bundle.folder / "MODEL_CARD.md").read_text()
@@ -83,7 +83,7 @@ def test_the_manifest_and_the_card_tell_of_the_domain_input(dsn_bundle: Bundle) 
     dsn_bundle.verify()
 
 
-def test_parity_is_kept_by_sketches_and_by_photos(dsn_bundle: Bundle) -> None:
+def test_parity_holds_for_sketches_and_for_photos(dsn_bundle: Bundle) -> None:
     assert set(dsn_bundle.manifest.parity) == {"fp32", "fp16", "int8", "int8.trt"}
     for variant, figures in dsn_bundle.manifest.parity.items():
         least = {figures["cosine_min_sketches"], figures["cosine_min_photos"]}
@@ -93,7 +93,7 @@ def test_parity_is_kept_by_sketches_and_by_photos(dsn_bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_file_computes_what_torch_does_for_either_kind(
+def test_every_file_agrees_with_torch_for_sketches_and_photos(
     dsn_bundle: Bundle, dsn: DsnStudent, samples: ExportImages, precision: Precision, name: str
 ) -> None:
     pytest.importorskip(name)
@@ -146,7 +146,7 @@ def test_channel_weights_stay_in_fp32_and_their_products_are_quantised(
             assert any(makers[name].op_type == "DequantizeLinear" for name in product.input)
 
 
-def test_means_are_taken_in_fp32_where_the_trunk_is_in_half(dsn_bundle: Bundle) -> None:
+def test_channel_means_are_fp32_in_an_fp16_trunk(dsn_bundle: Bundle) -> None:
     model = onnx.shape_inference.infer_shapes(model_of(dsn_bundle, "fp16"), strict_mode=True)
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -157,7 +157,7 @@ def test_means_are_taken_in_fp32_where_the_trunk_is_in_half(dsn_bundle: Bundle) 
     assert {types[node.input[1]] for node in convolutions} == {TensorProto.FLOAT16}
 
 
-def test_half_precision_keeps_the_whole_channel_weights(dsn: DsnStudent) -> None:
+def test_channel_weights_stay_fp32_in_an_fp16_trunk(dsn: DsnStudent) -> None:
     half = make_half_trunk_student(dsn)
     weights = dict(dsn.named_parameters())
     kept = {name.replace(".whole", ""): value for name, value in half.named_parameters()}
@@ -166,7 +166,7 @@ def test_half_precision_keeps_the_whole_channel_weights(dsn: DsnStudent) -> None
     assert all(np.array_equal(weights[name].detach(), kept[name].detach()) for name in gates)
 
 
-def test_strides_move_up_through_the_products(dsn_bundle: Bundle) -> None:
+def test_strides_move_up_past_the_channel_weights(dsn_bundle: Bundle) -> None:
     model = model_of(dsn_bundle, "fp32")
     strides = [
         list(value.ints)
@@ -202,7 +202,7 @@ def test_images_keep_their_kind_through_mixing_and_batches(dsn_bundle: Bundle) -
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_tensorrt_takes_both_inputs(dsn_bundle: Bundle, precision: Precision) -> None:
+def test_tensorrt_accepts_both_inputs(dsn_bundle: Bundle, precision: Precision) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     content = dsn_bundle.read_onnx(precision, "tensorrt")
     settings = BuildSettings(1, 2, 4, optimisation_level=0)
@@ -212,7 +212,9 @@ def test_tensorrt_takes_both_inputs(dsn_bundle: Bundle, precision: Precision) ->
         build_plan(trt, content, settings)
 
 
-def test_a_gallery_of_64_numbers_is_made_and_asked(dsn_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_gallery_of_64_dimensions_is_indexed_and_queried(
+    dsn_bundle: Bundle, tmp_path: Path
+) -> None:
     photos = write_photos(tmp_path / "photos", 8)
     sketch = write_sketch(tmp_path / "sketch.png").read_bytes()
     with Embedder(dsn_bundle, threads=1) as embedder:
@@ -228,7 +230,7 @@ def test_a_gallery_of_64_numbers_is_made_and_asked(dsn_bundle: Bundle, tmp_path:
     assert asked["sketch"] != pytest.approx(asked["photo"], abs=1e-3)
 
 
-def test_a_run_tells_its_method(run: TrainedRun) -> None:
+def test_the_method_is_read_from_the_run(run: TrainedRun) -> None:
     config = replace(run.config, method="dsn", recipe=make_recipe("dsn-sketchy", "dsn"))
     best = {**run.record["best"], "held_out_bits_map": 0.25}
     facts = collect_facts(replace(run, config=config, record={**run.record, "best": best}))
@@ -237,7 +239,7 @@ def test_a_run_tells_its_method(run: TrainedRun) -> None:
     assert "chose" not in facts.metrics["validation_map"]["rule"]
 
 
-def test_the_weights_of_a_quantised_trunk_are_in_8_bits(dsn_bundle: Bundle) -> None:
+def test_the_weights_of_a_quantised_trunk_have_8_bits(dsn_bundle: Bundle) -> None:
     model = model_of(dsn_bundle, "int8")
     kinds = Counter(
         numpy_helper.to_array(tensor).dtype.name
@@ -247,7 +249,7 @@ def test_the_weights_of_a_quantised_trunk_are_in_8_bits(dsn_bundle: Bundle) -> N
     assert kinds["int8"] == 7
 
 
-def test_regions_have_the_domain_of_photos(dsn: DsnStudent, dsn_bundle: Bundle) -> None:
+def test_regions_use_the_domain_of_photos(dsn: DsnStudent, dsn_bundle: Bundle) -> None:
     grid = RegionGrid(320, ((5, 2), (3, 7)))
     metrics = measure_regions(dsn_bundle, grid, generate_photos(3), print, dsn)
     assert list(metrics) == ["regions_fp32", "regions_fp16", "regions_int8", "regions_int8_trt"]

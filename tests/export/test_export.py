@@ -38,7 +38,7 @@ def quiet(_: str) -> None:
     """Take what an export says."""
 
 
-def test_full_bundle_is_whole(bundle: Bundle, student: SbtknetStudent) -> None:
+def test_a_full_bundle_is_complete(bundle: Bundle, student: SbtknetStudent) -> None:
     bundle.verify()
     assert bundle.precisions == ("fp32", "fp16", "int8")
     assert set(bundle.manifest.files) == {
@@ -60,7 +60,7 @@ def test_full_bundle_is_whole(bundle: Bundle, student: SbtknetStudent) -> None:
     assert not [path for path in bundle.folder.parent.iterdir() if path != bundle.folder]
 
 
-def test_parity_is_kept_and_recorded(bundle: Bundle) -> None:
+def test_parity_holds_and_is_recorded(bundle: Bundle) -> None:
     parity = bundle.manifest.parity
     assert set(parity) == {"fp32", "fp16", "int8"}
     for figures in parity.values():
@@ -74,7 +74,7 @@ def test_parity_is_kept_and_recorded(bundle: Bundle) -> None:
     assert parity["int8"]["cosine_mean"] < parity["fp16"]["cosine_mean"]
 
 
-def test_engine_gives_the_students_embeddings(
+def test_the_engine_gives_the_students_embeddings(
     bundle: Bundle, student: SbtknetStudent, samples: ExportImages
 ) -> None:
     """The check is made again, with the input normalised by hand."""
@@ -88,7 +88,7 @@ def test_engine_gives_the_students_embeddings(
     engine.close()
 
 
-def test_card_lists_the_parts_of_an_averaged_student(bundle: Bundle) -> None:
+def test_the_card_lists_the_runs_of_an_averaged_student(bundle: Bundle) -> None:
     parts = [{"seed": seed, "recipe": {"name": "sbtk"}} for seed in (4, 7)]
     training = bundle.manifest.training | {"averaged": parts}
     card = render_model_card(replace(bundle.manifest, training=training))
@@ -96,7 +96,7 @@ def test_card_lists_the_parts_of_an_averaged_student(bundle: Bundle) -> None:
     assert "{" not in card
 
 
-def test_card_tells_what_the_manifest_says(bundle: Bundle) -> None:
+def test_the_card_agrees_with_the_manifest(bundle: Bundle) -> None:
     card = (bundle.folder / "MODEL_CARD.md").read_text()
     for words in (
         bundle.manifest.model_id,
@@ -112,7 +112,7 @@ def test_card_tells_what_the_manifest_says(bundle: Bundle) -> None:
     assert str(bundle.folder.parent) not in card
 
 
-def test_slim_bundle_keeps_the_fp32_figures(
+def test_a_slim_bundle_keeps_the_fp32_metrics(
     student: SbtknetStudent, facts: StudentFacts, samples: ExportImages, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("int8",), is_slim=True)
@@ -122,7 +122,7 @@ def test_slim_bundle_keeps_the_fp32_figures(
     slim.verify()
 
 
-def test_slim_bundle_of_fp32_alone_is_refused(
+def test_a_slim_bundle_of_fp32_alone_is_refused(
     student: SbtknetStudent, facts: StudentFacts, samples: ExportImages, tmp_path: Path
 ) -> None:
     plan = ExportPlan(tmp_path / "slim", "slim", ("fp32",), is_slim=True)
@@ -148,7 +148,7 @@ def test_nothing_is_published_when_parity_fails(
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
-def test_weights_changed_after_the_export_are_found(
+def test_weights_changed_after_the_export_are_detected(
     bundle: Bundle, student: SbtknetStudent, samples: ExportImages
 ) -> None:
     changed = copy.deepcopy(student)
@@ -173,7 +173,7 @@ def test_rows_that_are_not_of_length_one_are_refused(
     assert "cosine" not in caught.value.found
 
 
-def test_not_a_number_keeps_no_limit(
+def test_nan_passes_no_limit(
     bundle: Bundle, student: SbtknetStudent, samples: ExportImages, tmp_path: Path
 ) -> None:
     broken = with_edited_model(bundle, "fp16", tmp_path, scaled_by(float("nan")))
@@ -181,7 +181,9 @@ def test_not_a_number_keeps_no_limit(
         check_models(broken, compute_reference(student, samples), samples, ("fp16",), quiet)
 
 
-def test_existing_folder_is_left_alone(run: TrainedRun, bundle: Bundle, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(
+    run: TrainedRun, bundle: Bundle, tmp_path: Path
+) -> None:
     taken = shutil.copytree(bundle.folder, tmp_path / "taken")
     with pytest.raises(BadConfig, match="taken exists"):
         export_run(run, ExportPlan(taken, "taken"), None, quiet)

@@ -14,7 +14,7 @@ from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_student import tiny_student
 
 
-def test_folded_trunk_computes_the_same() -> None:
+def test_a_folded_trunk_gives_the_same_results() -> None:
     torch.manual_seed(0)
     trunk, _ = build_trunk("resnet18")
     for module in trunk.modules():
@@ -30,7 +30,7 @@ def test_folded_trunk_computes_the_same() -> None:
         torch.testing.assert_close(folded(images), trunk(images), rtol=1e-3, atol=1e-3)
 
 
-def test_convolution_with_another_reader_is_not_folded() -> None:
+def test_a_convolution_with_another_consumer_is_not_folded() -> None:
     class Forked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -68,7 +68,7 @@ def test_tiny_variances_survive() -> None:
     assert float((wanted * halved).sum(1).min()) > 0.9999
 
 
-def test_the_student_itself_stays_as_it_is() -> None:
+def test_the_student_itself_is_not_changed() -> None:
     student = tiny_student()
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     half = make_half_trunk_student(student)

@@ -14,7 +14,7 @@ from sbtk_train.data.splits import export_problem
 from tests.tiny_student import TRAINING, UNSEEN, VALIDATION
 
 
-def test_sketches_and_photos_come_in_equal_parts(samples: ExportImages) -> None:
+def test_sketches_and_photos_are_chosen_in_equal_parts(samples: ExportImages) -> None:
     assert len(samples.parity) == 200
     assert samples.parity.is_sketch.mean() == 0.5
     assert samples.calibration.is_sketch.mean() == 0.5
@@ -30,7 +30,7 @@ def test_no_image_is_used_twice(samples: ExportImages) -> None:
     assert len(set(used)) == len(used)
 
 
-def test_classes_are_used_for_what_they_were_seen_as(samples: ExportImages) -> None:
+def test_classes_are_used_for_their_role_in_training(samples: ExportImages) -> None:
     for part in (samples.calibration, samples.parity):
         assert {path.parent.name for path in part.paths} == set(TRAINING)
     assert {path.parent.name for path in samples.ranking.paths} == set(VALIDATION)
@@ -60,7 +60,7 @@ def test_unreadable_images_are_named_and_replaced(textures: Path, tmp_path: Path
     ("kept", "parity", "calibration"),
     [(33, 200, 64), (20, 128, 32), (9, 40, 32), (8, 32, 32)],
 )
-def test_parity_takes_what_there_is_and_says_so(
+def test_parity_uses_the_available_images_and_says_so(
     textures: Path, tmp_path: Path, kept: int, parity: int, calibration: int
 ) -> None:
     data = fewer_sketches(textures, tmp_path / "data", kept)
@@ -72,7 +72,7 @@ def test_parity_takes_what_there_is_and_says_so(
 
 
 @pytest.mark.parametrize(("kept", "needs_calibration"), [(7, True), (3, False)])
-def test_too_few_images_are_refused_as_training_said(
+def test_too_few_images_are_refused_with_the_limit_that_training_reports(
     textures: Path, tmp_path: Path, kept: int, needs_calibration: bool
 ) -> None:
     data = fewer_sketches(textures, tmp_path / "data", kept)

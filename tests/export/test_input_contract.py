@@ -70,14 +70,14 @@ BY_THE_WORDS = {"photo": photo_by_the_words, "sketch": sketch_by_the_words}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_words_lead_to_the_golden_pixels(bundle: Bundle, kind: Kind) -> None:
+def test_following_the_contract_gives_the_golden_pixels(bundle: Bundle, kind: Kind) -> None:
     image = Image.open(bundle.folder / image_name(kind))
     wanted = np.asarray(Image.open(bundle.folder / pixels_name(kind)).convert("RGB"))
     found = BY_THE_WORDS[kind](image)
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
-def test_the_words_hold_for_other_images_too() -> None:
+def test_following_the_contract_works_for_other_images() -> None:
     """Large and small ones, dark grounds and strokes in the alpha channel among them."""
     strokes = tiny_sketch(3)
     inverted = Image.fromarray(255 - np.asarray(strokes))
@@ -99,7 +99,7 @@ def test_the_words_hold_for_other_images_too() -> None:
         assert np.abs(found.astype(int) - wanted).max() <= 1, (kind, image.size, image.mode)
 
 
-def test_the_bundle_vouches_for_contract_and_golden_images(bundle: Bundle) -> None:
+def test_the_manifest_has_the_hashes_of_contract_and_golden_images(bundle: Bundle) -> None:
     assert {CONTRACT_NAME, GOLDEN_NAME, *map(image_name, KINDS), *map(pixels_name, KINDS)} <= set(
         bundle.manifest.files
     )
@@ -130,7 +130,7 @@ def test_models_check_runs_the_golden_images(
     assert "the fp16 model embeds the golden photo differently" in capsys.readouterr().err
 
 
-def test_other_pixels_are_found(
+def test_changed_pixels_are_detected(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changed = Path(shutil.copytree(bundle.folder, tmp_path / "changed"))

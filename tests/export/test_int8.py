@@ -100,7 +100,9 @@ def model(tmp_path: Path, student: SbtknetStudent) -> onnx.ModelProto:
     return onnx.load(tmp_path / "model.onnx")
 
 
-def test_the_model_computes_what_it_did(model: onnx.ModelProto, samples: ExportImages) -> None:
+def test_equalisation_does_not_change_the_models_results(
+    model: onnx.ModelProto, samples: ExportImages
+) -> None:
     pixels = samples.parity.pixels[:20]
     before, weights = embedded(model, pixels), weights_of(model)
     assert equalise_channels(model, samples.calibration.inputs.first(30)) == 1
@@ -110,7 +112,9 @@ def test_the_model_computes_what_it_did(model: onnx.ModelProto, samples: ExportI
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_channels_are_more_even_than_before(model: onnx.ModelProto, samples: ExportImages) -> None:
+def test_equalisation_makes_channel_ranges_more_even(
+    model: onnx.ModelProto, samples: ExportImages
+) -> None:
     """One channel is made a hundred times as large; evening out takes most of that back."""
     first, second = (node for node in model.graph.node if node.op_type == "Conv")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -127,14 +131,14 @@ def test_channels_are_more_even_than_before(model: onnx.ModelProto, samples: Exp
 
 
 @pytest.mark.parametrize("between", ["Sigmoid", "Add", "output", "group"])
-def test_channels_that_others_read_stay_as_they_are(between: str) -> None:
+def test_channels_with_other_consumers_are_not_equalised(between: str) -> None:
     model = pair_of_convolutions(between)
     before = model.SerializeToString()
     assert equalise_channels(model, ModelInputs.of_kind(BLACK, "photo")) == 0
     assert model.SerializeToString() == before
 
 
-def test_channels_that_are_never_used_stay_as_they_are() -> None:
+def test_unused_channels_are_not_equalised() -> None:
     model = pair_of_convolutions("Relu")
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, axis in (("first", 0), ("bias", 0)):
@@ -252,7 +256,7 @@ def test_a_model_that_can_saturate_is_refused_with_its_layer(bundle: Bundle) -> 
     st.lists(st.integers(-128, 127), min_size=2, max_size=12),
     st.randoms(use_true_random=False),
 )
-def test_what_passes_saturates_in_no_order(row: list[int], random: object) -> None:
+def test_weights_that_pass_saturate_in_no_order(row: list[int], random: object) -> None:
     """16-bit sums of neighbours, in any order and for the worst activations, against 32 bits."""
     weights = np.array(row, dtype=np.int8)
     found = measure_pair_sums(of_gemm(weights[None]))["layer"]
@@ -278,11 +282,11 @@ def test_weights_of_a_linear_are_paired_along_its_inputs(is_transposed: bool) ->
     assert measure_pair_sums(model) == {"layer": 255 * 110}
 
 
-def test_weights_that_are_not_signed_count_as_the_worst() -> None:
+def test_unsigned_weights_count_as_the_worst_case() -> None:
     assert measure_pair_sums(of_gemm(np.zeros((2, 2), np.uint8))) == {"layer": 255 * 256}
 
 
-def test_int8_is_made_of_an_fp16_file_too(
+def test_int8_can_be_made_from_an_fp16_file(
     bundle: Bundle, samples: ExportImages, tmp_path: Path
 ) -> None:
     source = bundle.folder / "model.fp16.onnx"

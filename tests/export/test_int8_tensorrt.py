@@ -85,7 +85,7 @@ def model(trt_bundle: Bundle) -> onnx.ModelProto:
     return onnx.load(trt_bundle.onnx_path("int8", "tensorrt"))
 
 
-def test_bundle_has_both_int8_files(trt_bundle: Bundle) -> None:
+def test_a_bundle_has_both_int8_files(trt_bundle: Bundle) -> None:
     trt_bundle.verify()
     assert {"model.int8.onnx", "model.int8.trt.onnx"} < set(trt_bundle.manifest.files)
     assert trt_bundle.precisions_of("tensorrt") == ("fp32", "int8")
@@ -93,7 +93,7 @@ def test_bundle_has_both_int8_files(trt_bundle: Bundle) -> None:
     assert plain != symmetric
 
 
-def test_parity_is_kept_and_recorded_in_the_card(trt_bundle: Bundle) -> None:
+def test_parity_holds_and_is_recorded_in_the_card(trt_bundle: Bundle) -> None:
     figures = trt_bundle.manifest.parity["int8.trt"]
     assert figures["images"] >= 200
     assert 0.95 <= figures["cosine_min"] < 0.99999
@@ -102,7 +102,7 @@ def test_parity_is_kept_and_recorded_in_the_card(trt_bundle: Bundle) -> None:
     assert "| int8.trt | " in (trt_bundle.folder / "MODEL_CARD.md").read_text()
 
 
-def test_onnx_runtime_runs_it_when_asked_for_that_form(
+def test_onnx_runtime_runs_the_tensorrt_form_on_request(
     trt_bundle: Bundle, samples: ExportImages
 ) -> None:
     pixels = samples.parity.pixels[:6]
@@ -153,7 +153,7 @@ def test_biases_stay_single_precision(model: onnx.ModelProto) -> None:
     assert TensorProto.INT32 not in kinds.values()
 
 
-def test_what_the_first_convolution_gives_is_read_in_half(model: onnx.ModelProto) -> None:
+def test_the_output_of_the_first_convolution_is_fp16(model: onnx.ModelProto) -> None:
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     assert find_behind_first_convolution(model) == []  # a Cast is in between by now
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -169,7 +169,7 @@ def test_what_the_first_convolution_gives_is_read_in_half(model: onnx.ModelProto
     assert set(others) == {TensorProto.FLOAT}
 
 
-def test_a_shortcut_from_the_first_convolution_is_read_in_half_too() -> None:
+def test_a_shortcut_from_the_first_convolution_is_fp16_too() -> None:
     """As in a ResNet, where two convolutions read the first pooling."""
     nodes = [
         helper.make_node(kind, [source], [target], name=target)
@@ -186,7 +186,7 @@ def test_a_shortcut_from_the_first_convolution_is_read_in_half_too() -> None:
     assert find_behind_first_convolution(helper.make_model(graph)) == ["block", "shortcut"]
 
 
-def test_nothing_is_quantised_inside_what_tensorrt_fuses(model: onnx.ModelProto) -> None:
+def test_nothing_is_quantised_inside_layers_that_tensorrt_fuses(model: onnx.ModelProto) -> None:
     readers: dict[str, list[str]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -230,7 +230,7 @@ def test_rounded_weights_shift_no_mean(trt_bundle: Bundle, model: onnx.ModelProt
     assert moved[-1] > 0
 
 
-def test_steps_clip_where_that_pays() -> None:
+def test_scales_clip_outliers_if_that_reduces_the_error() -> None:
     """Many values of up to 8 and a single one of 16: that one is given up."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 65, (4, 224, 224, 3)).astype(np.uint8)
@@ -263,7 +263,7 @@ def test_steps_clip_where_that_pays() -> None:
     assert reach() == 127
 
 
-def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
+def test_tensorrt_accepts_its_form_and_refuses_the_other(trt_bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     trt = find_tensorrt("tensorrt_rtx")
     built = build_plan(trt, trt_bundle.read_onnx("int8", "tensorrt"), SETTINGS)
@@ -272,7 +272,7 @@ def test_tensorrt_takes_it_and_not_the_other(trt_bundle: Bundle) -> None:
         build_plan(trt, trt_bundle.read_onnx("int8"), SETTINGS)
 
 
-def test_slim_bundle_of_tensorrts_form_alone_is_refused(
+def test_a_slim_bundle_of_tensorrts_form_alone_is_refused(
     student: SbtknetStudent, facts: StudentFacts, samples: ExportImages, tmp_path: Path
 ) -> None:
     """No engine but TensorRT's could run it."""

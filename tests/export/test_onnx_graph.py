@@ -36,7 +36,9 @@ def model_of(bundle: Bundle, precision: Precision) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_model_keeps_its_promises(bundle: Bundle, precision: Precision) -> None:
+def test_the_model_has_the_documented_inputs_and_outputs(
+    bundle: Bundle, precision: Precision
+) -> None:
     model = model_of(bundle, precision)
     onnx.checker.check_model(model, full_check=True)
     (images,), (embeddings,) = model.graph.input, model.graph.output
@@ -51,14 +53,16 @@ def test_model_keeps_its_promises(bundle: Bundle, precision: Precision) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_model_does_not_tell_where_it_was_made(bundle: Bundle, precision: Precision) -> None:
+def test_the_model_contains_no_paths_of_its_machine(bundle: Bundle, precision: Precision) -> None:
     content = bundle.onnx_path(precision).read_bytes()
     assert b"stack_trace" not in content
     assert str(Path(__file__).parents[2]).encode() not in content
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_batch_is_dynamic(bundle: Bundle, samples: ExportImages, precision: Precision) -> None:
+def test_the_batch_size_is_dynamic(
+    bundle: Bundle, samples: ExportImages, precision: Precision
+) -> None:
     session = onnxruntime.InferenceSession(bundle.onnx_path(precision))
     pixels = samples.parity.pixels[:5]
     together = session.run(["embeddings"], {"images": pixels})[0]
@@ -66,7 +70,7 @@ def test_batch_is_dynamic(bundle: Bundle, samples: ExportImages, precision: Prec
     np.testing.assert_allclose(together, np.concatenate(single), atol=1e-5)
 
 
-def test_fp16_is_half_up_to_the_pool_and_single_after_it(bundle: Bundle) -> None:
+def test_fp16_models_are_half_precision_up_to_the_pool(bundle: Bundle) -> None:
     model = model_of(bundle, "fp16")
     kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -79,7 +83,7 @@ def test_fp16_is_half_up_to_the_pool_and_single_after_it(bundle: Bundle) -> None
     assert "Cast" in operators[operators.index("Conv") : operators.index("Gemm")]
 
 
-def test_int8_stops_at_the_last_linear(bundle: Bundle) -> None:
+def test_int8_ends_at_the_last_linear(bundle: Bundle) -> None:
     nodes = list(model_of(bundle, "int8").graph.node)
     operators = [node.op_type for node in nodes]
     last = operators.index("Gemm")
@@ -111,7 +115,7 @@ def test_int8_weights_are_signed_per_channel_and_of_seven_bits(bundle: Bundle) -
             assert constants[node.input[2]].dtype == np.uint8
 
 
-def test_int8_file_runs_in_openvino_too(bundle: Bundle, samples: ExportImages) -> None:
+def test_the_int8_file_runs_in_openvino_too(bundle: Bundle, samples: ExportImages) -> None:
     if importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO is not installed")
     pixels = samples.parity.pixels[:8]
@@ -123,7 +127,7 @@ def test_int8_file_runs_in_openvino_too(bundle: Bundle, samples: ExportImages) -
     assert ((rows * wanted).sum(axis=1) > 0.99).all()
 
 
-def test_broken_promises_are_named(bundle: Bundle) -> None:
+def test_undocumented_inputs_and_outputs_are_named(bundle: Bundle) -> None:
     with pytest.raises(BadModel, match="FLOAT"):
         check_model(model_of(bundle, "fp32"), dim=7, has_domain_input=False)
     with pytest.raises(BadModel, match="domain"):
@@ -136,13 +140,13 @@ def test_broken_promises_are_named(bundle: Bundle) -> None:
         check_model(onnx.ModelProto(), dim=16, has_domain_input=False)
 
 
-def test_what_lies_outside_is_not_quantised() -> None:
+def test_nodes_outside_the_quantised_part_are_not_quantised() -> None:
     with pytest.raises(BadModel, match="no Conv"):
         find_nodes_outside(tiny_model())
 
 
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
-def test_every_precision_can_be_written_in_an_opset(
+def test_every_precision_can_be_written_in_a_given_opset(
     student: SbtknetStudent, samples: ExportImages, tmp_path: Path, opset: int
 ) -> None:
     calibration = samples.calibration.inputs.first(16)
@@ -281,7 +285,7 @@ def test_a_stages_stride_ends_at_the_3x3_convolution_before_it() -> None:
         ),
     ],
 )
-def test_what_somebody_reads_in_full_stays_whole(
+def test_strides_do_not_move_past_tensors_with_other_consumers(
     nodes: list[NodeProto], outputs: list[str]
 ) -> None:
     model = _model(nodes, outputs)

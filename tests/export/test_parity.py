@@ -44,7 +44,7 @@ GOOD = Parity(
         ("fp32", {"norm_error": float("nan")}, "fp32: largest |norm - 1| nan"),
     ],
 )
-def test_a_limit_that_is_not_kept_is_named(
+def test_a_limit_that_is_exceeded_is_named(
     precision: Precision, change: dict[str, float], miss: str
 ) -> None:
     with pytest.raises(BadModel) as caught:
@@ -62,7 +62,7 @@ def test_a_limit_that_is_not_kept_is_named(
         (("fp16", "int8", "int8.trt"), "see the export's notices"),
     ],
 )
-def test_what_is_good_can_be_exported_alone(bad: tuple[str, ...], next_step: str) -> None:
+def test_good_precisions_can_be_exported_alone(bad: tuple[str, ...], next_step: str) -> None:
     parities = {name: replace(GOOD, map_model=0.4 if name in bad else 0.5) for name in LIMITS}
     if "fp16" in bad or "fp32" in bad:
         wrong = replace(GOOD, cosine_min=0.9)
@@ -72,7 +72,7 @@ def test_what_is_good_can_be_exported_alone(bad: tuple[str, ...], next_step: str
     assert caught.value.next_step.startswith(next_step)
 
 
-def test_limits_are_kept_at_their_values() -> None:
+def test_a_value_equal_to_its_limit_passes() -> None:
     at_the_limit = replace(
         GOOD, cosine_min=0.95, cosine_mean=0.98, norm_error=1e-3, map_model=0.4951
     )
@@ -100,7 +100,7 @@ class Scripted:
         self._rows = self._rows[:0]
 
 
-def test_figures_are_what_loops_say() -> None:
+def test_metrics_equal_plain_loops() -> None:
     random = np.random.default_rng(0)
     wanted = unit(random.standard_normal((60, 4)))
     rows = (wanted + 0.2 * random.standard_normal((60, 4))).astype(np.float32)

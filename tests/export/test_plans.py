@@ -48,7 +48,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMachine]:
     assert not machine.alive()
 
 
-def test_without_tensorrt_nothing_is_built_and_nothing_said(
+def test_without_tensorrt_nothing_is_built_or_printed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in ("tensorrt", "tensorrt_rtx"):
@@ -84,7 +84,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(exported: Exported) -> None:
     assert len(kept()) == 2
 
 
-def test_parity_is_that_of_the_running_plan(exported: Exported, machine: FakeMachine) -> None:
+def test_parity_is_measured_with_the_running_plan(exported: Exported, machine: FakeMachine) -> None:
     engines = build_engines(exported, VARIANTS, found_builder(), print)
     assert [engine.record.precision for engine in engines] == ["fp16", "int8"]
     for engine, key in zip(engines, ("fp16", "int8.trt"), strict=True):
@@ -99,7 +99,7 @@ def test_parity_is_that_of_the_running_plan(exported: Exported, machine: FakeMac
     assert machine.calls["cudaMalloc"] > 0
 
 
-def test_only_the_files_of_the_bundle_become_plans(
+def test_plans_are_built_only_for_files_in_the_bundle(
     exported: Exported, machine: FakeMachine
 ) -> None:
     assert build_engines(exported, ("fp32",), found_builder(), print) == []
@@ -107,7 +107,7 @@ def test_only_the_files_of_the_bundle_become_plans(
     assert engine.record.precision == "fp16"
 
 
-def test_a_plan_that_is_not_the_student_is_removed_and_the_bundle_stays(
+def test_a_plan_that_differs_from_the_student_is_removed_and_the_bundle_kept(
     exported: Exported, machine: FakeMachine
 ) -> None:
     rows = exported.reference

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 GRID = RegionGrid(320, ((5, 2), (3, 7)))
 
 
-def test_every_file_embeds_the_windows_that_torch_does(
+def test_every_file_embeds_windows_as_torch_does(
     tmp_path: Path, facts: StudentFacts, samples: ExportImages
 ) -> None:
     import torch
@@ -54,7 +54,7 @@ def test_every_file_embeds_the_windows_that_torch_does(
         measure_regions(bundle, GRID, generate_photos(2), print, student)
 
 
-def test_a_bundle_without_its_run_gets_its_regions_measured(tmp_path: Path) -> None:
+def test_regions_can_be_added_to_a_bundle_without_its_run(tmp_path: Path) -> None:
     folder = tiny_map_bundle(tmp_path / "map")
     before = Bundle.open(folder).manifest
     found = add_regions(folder, grid_of(9), None, print)
@@ -77,7 +77,7 @@ def test_images_of_unseen_classes_are_not_used(tmp_path: Path) -> None:
         add_regions(folder, grid_of(9), tmp_path / "data", print)
 
 
-def test_files_for_other_programs_do_what_the_engine_does(tmp_path: Path) -> None:
+def test_files_for_other_programs_agree_with_the_engine(tmp_path: Path) -> None:
     import onnxruntime
 
     bundle = Bundle.open(tiny_map_bundle(tmp_path / "map"))

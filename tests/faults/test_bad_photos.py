@@ -133,7 +133,7 @@ def test_an_update_that_loses_files_is_an_internal_error(
 @pytest.mark.parametrize(
     "seconds", [-(1 << 40), -1, 0, 10_413_792_000, 1 << 34, (1 << 35) - 1, 1 << 62, -(1 << 62)]
 )
-def test_no_date_ends_an_update(tmp_path: Path, embedder: Embedder, seconds: int) -> None:
+def test_odd_dates_do_not_end_an_update(tmp_path: Path, embedder: Embedder, seconds: int) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     paths = write_photos(photos, 3)
     (photos / "bad.jpg").write_bytes(b"junk")
@@ -152,7 +152,7 @@ def test_no_date_ends_an_update(tmp_path: Path, embedder: Embedder, seconds: int
 
 
 @pytest.mark.parametrize("value", [-(1 << 80), -(1 << 63), -1, 0, 1 << 63, 1 << 64, 1 << 80])
-def test_no_stamp_ends_an_update(tmp_path: Path, value: int) -> None:
+def test_odd_timestamps_do_not_end_an_update(tmp_path: Path, value: int) -> None:
     found = [Found(f"/p/{n}.jpg", n, value, value, (value + n) % (1 << 64)) for n in range(3)]
     with Catalogue(tmp_path, 1) as catalogue:
         changes = Changes(catalogue, ["/p"], iter(found))
@@ -185,7 +185,9 @@ def test_odd_names_are_indexed_found_and_exported(tmp_path: Path, embedder: Embe
     assert update_gallery(folder, [photos], embedder).moved == 1
 
 
-def test_no_empty_gallery_is_published(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_gallery_without_readable_photos_is_not_published(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     photos.mkdir()
     for index_ in range(7):
@@ -201,7 +203,7 @@ def test_no_empty_gallery_is_published(tmp_path: Path, embedder: Embedder) -> No
     assert update_gallery(folder, [photos], embedder).live == 1
 
 
-def test_photos_that_all_went_bad_leave_the_last_good_gallery(
+def test_if_all_photos_become_unreadable_the_last_gallery_stays(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
@@ -214,7 +216,7 @@ def test_photos_that_all_went_bad_leave_the_last_good_gallery(
     assert len(all_paths(folder)) == 3
 
 
-def test_no_gallery_is_made_of_an_empty_folder(tmp_path: Path, embedder: Embedder) -> None:
+def test_an_empty_folder_makes_no_gallery(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     photos.mkdir()
     with pytest.raises(BadData, match="no photo in"):
@@ -244,7 +246,7 @@ def test_a_folder_that_became_unreadable_keeps_its_photos(embedder: Embedder) ->
         assert (report.live, report.unchanged, report.unreadable) == (5, 5, 0)
 
 
-def test_a_file_that_may_be_read_again_is_tried_again(embedder: Embedder) -> None:
+def test_a_file_that_became_readable_is_embedded(embedder: Embedder) -> None:
     with tempfile.TemporaryDirectory() as place:
         photos, folder = Path(place) / "photos", Path(place) / "galleries" / "g.sbtk"
         Path(place).chmod(0o755)

@@ -52,7 +52,7 @@ def change_facts(folder: Path, statement: str, *values: object) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 25, COUNT - 25])
-def test_a_short_shard_is_searched_as_far_as_it_goes(folder: Path, kept: int) -> None:
+def test_a_truncated_shard_is_searched_up_to_its_end(folder: Path, kept: int) -> None:
     data = shard_of(folder).read_bytes()
     shard_of(folder).write_bytes(data[: kept * CODE_BYTES + 1])
     lost = f"the embeddings of {COUNT - kept} of {COUNT} photos are damaged or missing"
@@ -108,7 +108,7 @@ def test_a_flipped_bit_is_found_and_repaired(tmp_path: Path, embedder: Embedder)
         ("DELETE FROM facts WHERE name = ?", "itq"),
     ],
 )
-def test_a_damaged_itq_makes_no_codes(old: Path, statement: str, value: object) -> None:
+def test_a_damaged_itq_file_makes_no_codes(old: Path, statement: str, value: object) -> None:
     code = tiny_itq(DIM, BITS).codes(QUERY[None])[0]
     with Gallery.open(old) as gallery:
         expected = gallery.search(code, 5)
@@ -122,7 +122,7 @@ def test_a_damaged_itq_makes_no_codes(old: Path, statement: str, value: object) 
     assert "damaged ITQ" in problem
 
 
-def test_an_update_does_not_go_on_with_a_damaged_itq(tmp_path: Path, embedder: Embedder) -> None:
+def test_an_update_with_a_damaged_itq_file_is_refused(tmp_path: Path, embedder: Embedder) -> None:
     write_photos(tmp_path / "photos", 2)
     folder = tmp_path / "g.sbtk"
     update_gallery(folder, [tmp_path / "photos"], embedder, bits=BITS)
@@ -135,7 +135,7 @@ def test_an_update_does_not_go_on_with_a_damaged_itq(tmp_path: Path, embedder: E
 @pytest.mark.parametrize(
     "change", [{"bits": None}, {"bits": None, "format": 1}, {"bits": 8}, {"bits": 12}, {"dim": 64}]
 )
-def test_a_manifest_that_says_something_else_is_refused(
+def test_a_manifest_that_contradicts_the_catalogue_is_refused(
     folder: Path, change: dict[str, Any]
 ) -> None:
     values = json.loads((folder / "manifest.json").read_text())
@@ -161,7 +161,7 @@ def test_a_binary_gallery_without_its_manifest_stays_binary(
         assert gallery.search(QUERY, 5) == expected
 
 
-def test_a_run_that_kept_nothing_binds_nobody(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_run_that_stored_nothing_fixes_no_options(tmp_path: Path, embedder: Embedder) -> None:
     """The first command was killed before its first commit; the next may want something else."""
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     photos.mkdir()

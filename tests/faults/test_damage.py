@@ -79,7 +79,7 @@ def graph_of(folder: Path) -> Path:
 
 @pytest.mark.usefixtures("large_from")
 @pytest.mark.parametrize("sixteenths", range(16))
-def test_a_graph_cut_short_is_noticed_and_the_codes_answer(folder: Path, sixteenths: int) -> None:
+def test_a_truncated_graph_is_detected_and_codes_are_used(folder: Path, sixteenths: int) -> None:
     data = graph_of(folder).read_bytes()
     graph_of(folder).write_bytes(data[: len(data) * sixteenths // 16])
     with Gallery.open(folder) as gallery:
@@ -111,7 +111,7 @@ def test_flipped_bytes_never_reach_hnswlib(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("large_from")
-def test_a_graph_that_is_gone_or_a_link_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_linked_graph_is_not_loaded(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.hnsw"
     graph_of(folder).rename(elsewhere)
     assert ids(folder) == expected_ids()
@@ -121,7 +121,7 @@ def test_a_graph_that_is_gone_or_a_link_is_not_loaded(folder: Path, tmp_path: Pa
         assert [hit.id for hit in gallery.search(QUERY, 10)] == expected_ids()
 
 
-def test_a_small_gallery_builds_a_damaged_graph_when_asked_for_it(folder: Path) -> None:
+def test_a_small_gallery_rebuilds_a_damaged_graph_on_request(folder: Path) -> None:
     graph_of(folder).write_bytes(b"")
     assert ids(folder) == expected_ids()
     with Gallery.open(folder) as gallery:
@@ -148,7 +148,7 @@ def shard_of(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("sixteenths", range(0, 16, 3))
-def test_a_short_shard_is_searched_as_far_as_it_goes(folder: Path, sixteenths: int) -> None:
+def test_a_truncated_shard_is_searched_up_to_its_end(folder: Path, sixteenths: int) -> None:
     data = shard_of(folder).read_bytes()
     kept = COUNT * sixteenths // 16
     shard_of(folder).write_bytes(data[: kept * 2 * DIM + 5])
@@ -218,7 +218,7 @@ def test_a_row_beyond_the_vectors_is_never_a_hit(old: Path) -> None:
         "INSERT INTO facts VALUES ('bits', 'x')",
     ],
 )
-def test_values_that_no_sbtk_writes_are_damage(old: Path, statement: str) -> None:
+def test_impossible_values_in_the_catalogue_are_damage(old: Path, statement: str) -> None:
     change_catalogue(old, statement)
     with pytest.raises(BadGallery, match=r"catalogue\.sqlite is damaged"):
         ids(old)
@@ -230,7 +230,7 @@ def test_values_that_no_sbtk_writes_are_damage(old: Path, statement: str) -> Non
     "change",
     ["first_row = -1", "count = -1", "count = 0", "count = 1 << 40", "first_row = 1 << 60"],
 )
-def test_batches_that_no_sbtk_writes_vouch_for_nothing(old: Path, change: str) -> None:
+def test_impossible_batches_in_the_catalogue_verify_no_rows(old: Path, change: str) -> None:
     change_catalogue(old, f"UPDATE batches SET {change}")
     assert f"the embeddings of {COUNT} photos are damaged or missing" in (
         verify_gallery(old).problems
@@ -240,7 +240,7 @@ def test_batches_that_no_sbtk_writes_vouch_for_nothing(old: Path, change: str) -
     assert "--repair" in caught.value.next_step
 
 
-def test_a_complaint_of_bytes_that_are_no_text_is_still_one(old: Path) -> None:
+def test_an_error_about_bytes_that_are_not_text_is_printable(old: Path) -> None:
     """SQLite quotes the damaged statement, and Python cannot decode it."""
     path = old / "catalogue.sqlite"
     data = path.read_bytes()
@@ -324,9 +324,7 @@ def test_a_manifest_that_lies_about_the_graph_does_not_reach_hnswlib(
         assert [hit.id for hit in gallery.search(QUERY, 10)] == expected_ids()
 
 
-def test_a_lost_manifest_is_made_again_without_embedding(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_a_lost_manifest_is_rebuilt_without_embedding(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 6)
     update_gallery(folder, [photos], embedder)
@@ -345,7 +343,7 @@ def test_a_lost_manifest_is_made_again_without_embedding(
 
 
 @pytest.mark.parametrize("name", ["catalogue.sqlite", "manifest.json"])
-def test_a_gallery_without_one_of_its_files(
+def test_a_gallery_without_one_of_its_files_is_reported(
     folder: Path, tmp_path: Path, embedder: Embedder, name: str
 ) -> None:
     (folder / name).unlink()
@@ -361,7 +359,7 @@ def test_a_gallery_without_one_of_its_files(
             update_gallery(folder, [tmp_path / "photos"], embedder)
 
 
-def test_an_emptied_catalogue_is_not_taken_for_a_new_one(
+def test_an_emptied_catalogue_is_not_mistaken_for_a_new_one(
     folder: Path, tmp_path: Path, embedder: Embedder
 ) -> None:
     (folder / "catalogue.sqlite").write_bytes(b"x")
@@ -445,7 +443,9 @@ def test_repair_forgets_all_photos_of_a_damaged_row_and_no_others(
     assert verify_gallery(folder).problems == ()
 
 
-def test_a_folder_names_its_own_one_of_equal_photos(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_folder_filter_names_the_copy_inside_the_folder(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     paths = write_photos(photos / "a", 3)
     update_gallery(folder, [photos], embedder)
@@ -470,7 +470,9 @@ def test_a_writer_and_repair_exclude_each_other(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["manifest.json", "graph-1.hnsw", "catalogue-1.sqlite", "vectors/000000.f16"]
 )
-def test_a_file_that_may_not_be_read_is_told_and_not_to_be_removed(good: Path, name: str) -> None:
+def test_an_inaccessible_file_is_reported_without_advice_to_remove_it(
+    good: Path, name: str
+) -> None:
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         folder = Path(shutil.copytree(good, Path(place) / "g.sbtk"))
@@ -493,7 +495,7 @@ def test_a_file_that_may_not_be_read_is_told_and_not_to_be_removed(good: Path, n
 
 
 @pytest.mark.parametrize("kept", [1, 7, COUNT - 1])
-def test_rows_are_saved_from_the_batch_that_was_cut(folder: Path, kept: int) -> None:
+def test_intact_rows_of_a_truncated_batch_are_kept(folder: Path, kept: int) -> None:
     shard_of(folder).write_bytes(shard_of(folder).read_bytes()[: kept * 2 * DIM + 1])
     with Gallery.open(folder) as gallery:
         assert len(gallery.search(QUERY, COUNT)) == kept
@@ -501,7 +503,7 @@ def test_rows_are_saved_from_the_batch_that_was_cut(folder: Path, kept: int) -> 
 
 
 @pytest.mark.parametrize("name", ["000000.f16", "vectors"])
-def test_embeddings_that_may_not_be_read_are_not_damaged_and_not_repaired_away(
+def test_inaccessible_embeddings_are_not_repaired_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     folder = tmp_path / "g.sbtk"

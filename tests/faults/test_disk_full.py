@@ -67,7 +67,9 @@ def outcome(folder: Path, photos: Path, bundle: Path) -> object:
         pytest.fail(f"the update was killed: {process.exitcode}")
 
 
-def test_a_full_disk_stops_and_space_lets_it_go_on(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_stops_an_update_and_free_space_lets_it_resume(
+    tmp_path: Path, small_disk: Path
+) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", dim=1024)
     photos = tmp_path / "photos"
     write_photos(photos, 14)
@@ -92,7 +94,7 @@ def test_a_full_disk_stops_and_space_lets_it_go_on(tmp_path: Path, small_disk: P
     assert verify_gallery(folder).problems == ()
 
 
-def test_a_full_disk_leaves_the_published_gallery_as_it_is(
+def test_a_full_disk_does_not_change_the_published_gallery(
     tmp_path: Path, small_disk: Path
 ) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", dim=64)

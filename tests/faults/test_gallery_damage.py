@@ -184,7 +184,7 @@ def gallery(
         "codes-*/*.npz",
     ],
 )
-def test_other_kinds_of_files_are_neither_waited_for_nor_answered(
+def test_special_files_neither_block_nor_give_answers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     pattern: str,
@@ -203,7 +203,7 @@ def test_other_kinds_of_files_are_neither_waited_for_nor_answered(
         assert all(answer.notices for answer in ask(folder).values())
 
 
-def test_no_damage_is_answered_wrongly_in_silence(gallery: Path) -> None:
+def test_damage_never_gives_wrong_answers_silently(gallery: Path) -> None:
     right, truth = ask(gallery), truth_of(gallery)
     assert not any(answer.notices for answer in right.values())
     is_old = not list(gallery.glob("catalogue-*.sqlite"))

@@ -125,7 +125,7 @@ def uninterrupted(
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_killed_at_random_and_resumed_is_uninterrupted(
+def test_a_run_killed_at_random_and_resumed_equals_an_uninterrupted_one(
     tmp_path: Path, photos: Path, bundle: Path, uninterrupted: dict[str, object], seed: int
 ) -> None:
     moment = random.Random(seed)
@@ -151,7 +151,7 @@ def test_killed_at_random_and_resumed_is_uninterrupted(
 
 
 @pytest.mark.parametrize("bits", [None, 16])
-def test_killed_at_every_sync_of_a_first_run(
+def test_a_first_run_survives_a_kill_at_every_sync(
     tmp_path: Path, photos: Path, bundle: Path, bits: int | None
 ) -> None:
     index(tmp_path / "expected.sbtk", photos, bundle, bits=bits)
@@ -174,7 +174,9 @@ def test_killed_at_every_sync_of_a_first_run(
 
 
 @pytest.mark.parametrize("bits", [None, 16])
-def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path, bits: int | None) -> None:
+def test_an_update_survives_a_kill_at_every_sync(
+    tmp_path: Path, bundle: Path, bits: int | None
+) -> None:
     photos, before = tmp_path / "photos", tmp_path / "before.sbtk"
     write_photos(photos, 8)
     index(before, photos, bundle, bits=bits)
@@ -201,7 +203,7 @@ def test_killed_at_every_sync_of_an_update(tmp_path: Path, bundle: Path, bits: i
     assert syncs > (6 if bits is None else 5)
 
 
-def test_killed_between_graph_and_manifest_the_old_generation_answers(
+def test_after_a_kill_between_graph_and_manifest_the_old_generation_is_used(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hnsw, "GRAPH_FROM", 1)
@@ -218,7 +220,7 @@ def test_killed_between_graph_and_manifest_the_old_generation_answers(
     assert names_in(folder) == {path.name for path in photos.iterdir()} - {"junk.jpg"}
 
 
-def test_killed_between_codes_and_manifest_the_old_generation_answers(
+def test_after_a_kill_between_codes_and_manifest_the_old_generation_is_used(
     tmp_path: Path, bundle: Path
 ) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"

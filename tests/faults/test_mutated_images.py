@@ -133,7 +133,7 @@ def test_every_mutated_file_is_accounted_for(tmp_path: Path, format_: str) -> No
 
 
 @pytest.mark.slow
-def test_hostile_files_end_in_time_and_in_little_memory(tmp_path: Path) -> None:
+def test_hostile_files_are_handled_in_limited_time_and_memory(tmp_path: Path) -> None:
     for number, make in enumerate(ATTACKS.values()):
         (tmp_path / f"{number:03}").write_bytes(make())
     # One second, so that the test is quick; slower files are reported as too slow.
@@ -142,7 +142,7 @@ def test_hostile_files_end_in_time_and_in_little_memory(tmp_path: Path) -> None:
     assert sum(counts.values()) == len(ATTACKS)
 
 
-def test_a_stream_of_mutated_files_names_each(tmp_path: Path) -> None:
+def test_a_stream_of_mutated_files_names_each_bad_one(tmp_path: Path) -> None:
     paths = []
     for format_ in FORMATS:
         for number, data in zip(range(12), mutations(format_), strict=False):

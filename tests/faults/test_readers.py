@@ -170,7 +170,7 @@ def read_only(folder: Path, way: str) -> Iterator[tuple[Path, int]]:
 
 @needs_root
 @pytest.mark.parametrize("way", ["another user", "a read-only mount"])
-def test_no_answer_is_wrong_while_a_writer_is_killed_again_and_again(
+def test_answers_are_right_while_a_writer_is_killed_repeatedly(
     workplace: Workplace, way: str
 ) -> None:
     moment = random.Random(0)

@@ -142,7 +142,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, i
     return {(part, calls, number): rest for part, calls, number, *rest in lines}
 
 
-def test_refused_writes_are_told_by_their_reason_and_lose_nothing(
+def test_refused_writes_are_reported_with_the_reason_and_lose_nothing(
     outcomes: dict[tuple[str, str, int], list[Any]],
 ) -> None:
     for case in WRITING:
@@ -159,7 +159,7 @@ def test_refused_writes_are_told_by_their_reason_and_lose_nothing(
         assert live == 6, case
 
 
-def test_refused_reads_are_told_by_their_reason(
+def test_refused_reads_are_reported_with_the_reason(
     outcomes: dict[tuple[str, str, int], list[Any]],
 ) -> None:
     for part, number in READING:
@@ -170,7 +170,7 @@ def test_refused_reads_are_told_by_their_reason(
     assert outcomes["catalogue-1.sqlite", "read", errno.EIO][0] == "done"
 
 
-def test_a_limit_of_file_sizes_is_named(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_named(tmp_path: Path) -> None:
     """`ulimit -f` at many sizes, each of which stops another file or none."""
     bundle = tiny_bundle(tmp_path / "bundle", dim=256)
     write_photos(tmp_path / "photos", 6)

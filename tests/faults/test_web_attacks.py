@@ -48,7 +48,7 @@ ODD_IDS = [
 
 
 @pytest.mark.parametrize("odd", ODD_IDS, ids=lambda odd: odd[:24])
-def test_only_numbers_of_indexed_photos_name_photos(served: Served, odd: str) -> None:
+def test_only_ids_of_indexed_photos_give_photos(served: Served, odd: str) -> None:
     for rest in ("", "/thumbnail", "/file", "/similar"):
         answer = served.get(f"/v1/photos/{odd}{rest}")
         assert answer.status == 404, (odd, rest)
@@ -73,7 +73,7 @@ def test_only_numbers_of_indexed_photos_name_photos(served: Served, odd: str) ->
         "/.git/config",
     ],
 )
-def test_only_the_pages_own_files_are_static(served: Served, path: str) -> None:
+def test_only_files_of_the_page_are_served_as_static(served: Served, path: str) -> None:
     answer = served.get(path)
     assert answer.status == 404, answer
     assert answer.code == "not_found"
@@ -127,7 +127,7 @@ def _filled_with_a_script(photo: Path) -> None:
         _filled_with_a_script,
     ],
 )
-def test_what_took_a_photos_place_is_not_shown(
+def test_a_file_that_replaced_a_photo_is_not_shown(
     served: Served, replace: Callable[[Path], None]
 ) -> None:
     name = "photo-0000.jpg"
@@ -179,7 +179,7 @@ def _made_large(photo: Path) -> Iterator[None]:
         photo.write_bytes(content)
 
 
-def test_a_photo_that_is_cut_short_while_it_is_sent_ends_the_connection(served: Served) -> None:
+def test_a_photo_truncated_during_a_response_closes_the_connection(served: Served) -> None:
     name = "photo-0002.jpg"
     request = f"GET /v1/photos/{served.ids[name]}/file HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with _made_large(served.photos / name), connected(served.process.port) as client:
@@ -190,7 +190,7 @@ def test_a_photo_that_is_cut_short_while_it_is_sent_ends_the_connection(served: 
         assert len(all_received(client)) < 64 << 20
 
 
-def test_a_client_that_goes_away_leaves_no_file_open(served: Served) -> None:
+def test_a_client_that_disconnects_leaves_no_file_open(served: Served) -> None:
     name = "photo-0002.jpg"
     request = f"GET /v1/photos/{served.ids[name]}/file HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     opened = Path(f"/proc/{served.process.process.pid}/fd")
@@ -215,7 +215,7 @@ def test_a_client_that_goes_away_leaves_no_file_open(served: Served) -> None:
             time.sleep(0.05)
 
 
-def test_names_that_are_markup_or_break_lines_stay_names(served: Served) -> None:
+def test_file_names_with_markup_or_line_breaks_are_escaped(served: Served) -> None:
     for name in (MARKUP, BREAKING):
         path = f"/v1/photos/{served.ids[name]}"
         about = served.get(path)
@@ -231,7 +231,7 @@ def test_names_that_are_markup_or_break_lines_stay_names(served: Served) -> None
             assert "sandbox" in answer.headers["content-security-policy"]
 
 
-def test_thumbnails_keep_nothing_of_the_file_but_its_pixels(served: Served) -> None:
+def test_thumbnails_contain_no_metadata(served: Served) -> None:
     thumbnail = served.get(f"/v1/photos/{served.ids['photo-0001.png']}/thumbnail?size=180")
     assert thumbnail.headers["content-type"] == "image/jpeg"
     with Image.open(io.BytesIO(thumbnail.body)) as image:
@@ -242,13 +242,13 @@ def test_thumbnails_keep_nothing_of_the_file_but_its_pixels(served: Served) -> N
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
-def test_a_name_that_an_attacker_points_here_is_not_answered(served: Served, host: str) -> None:
+def test_dns_rebinding_is_refused(served: Served, host: str) -> None:
     for path in ("/", "/v1/gallery", "/healthz", "/metrics", "/docs", "/static/theme.css"):
         answer = served.get(path, host=host)
         assert (answer.status, answer.code) == (403, "foreign_host"), path
 
 
-def test_another_page_can_neither_ask_nor_embed(served: Served) -> None:
+def test_other_sites_can_neither_query_nor_embed(served: Served) -> None:
     port = served.process.port
     image_type = {"content-type": "image/png"}
     for foreign in (
@@ -269,7 +269,7 @@ def test_another_page_can_neither_ask_nor_embed(served: Served) -> None:
     assert ask(port, "/v1/query", "POST", sketch_png(), own).status == 200
 
 
-def test_an_empty_token_opens_nothing(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_token_gives_no_access(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     # As in `--token "$TOKEN"`, where the variable is not set.
     gallery = served.process.log.parent / "gallery.sbtk"
     for host in ("0.0.0.0", "127.0.0.1"):
@@ -281,7 +281,7 @@ def test_an_empty_token_opens_nothing(served: Served, capfd: pytest.CaptureFixtu
         assert "token" in capfd.readouterr().err
 
 
-def test_methods_that_change_things_are_not_there(served: Served) -> None:
+def test_methods_that_change_things_are_not_allowed(served: Served) -> None:
     for method in ("PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND"):
         for path in ("/v1/gallery", f"/v1/photos/{served.ids['photo-0001.png']}", "/v1/query", "/"):
             answer = ask(served.process.port, path, method)

@@ -135,7 +135,7 @@ def test_a_body_of_two_gigabytes_is_refused_before_it_is_sent(served: ServeProce
     assert b'"body_too_large"' in answer
 
 
-def test_an_endless_body_is_cut_off_at_the_cap(served: ServeProcess) -> None:
+def test_an_endless_body_is_cut_off_at_the_limit(served: ServeProcess) -> None:
     chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
     answers = []
 
@@ -158,14 +158,14 @@ def test_an_endless_body_is_cut_off_at_the_cap(served: ServeProcess) -> None:
     assert b'"body_too_large"' in answer
 
 
-def test_a_body_at_the_cap_is_read_and_judged(served: ServeProcess) -> None:
+def test_a_body_of_the_largest_size_is_read(served: ServeProcess) -> None:
     image = sketch_png()
     assert query(served.port, image + bytes(CAP_BYTES - len(image))).status == 200
     over = query(served.port, image + bytes(CAP_BYTES - len(image) + 1))
     assert (over.status, over.code) == (413, "body_too_large")
 
 
-def test_a_body_on_a_path_that_reads_none_is_not_read_for_ever(served: ServeProcess) -> None:
+def test_an_unread_body_is_dropped_only_up_to_a_limit(served: ServeProcess) -> None:
     for path in ("/nothing", "/v1/gallery", "/"):
         with connected(served.port) as client:
             head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4000000000\r\n\r\n"
@@ -196,7 +196,7 @@ def test_clients_that_hang_up_leave_nothing_behind(served: ServeProcess) -> None
     assert_serving(served)
 
 
-def test_a_thousand_queries_at_once_are_answered_or_told_to_come_back(
+def test_a_thousand_queries_at_once_are_answered_or_get_a_503(
     served: ServeProcess,
 ) -> None:
     counts: Counter[int] = Counter()
@@ -236,7 +236,7 @@ async def _queries(port: int, count: int) -> list[tuple[int, bytes, bytes]]:
     return list(await asyncio.gather(*(one() for _ in range(count))))
 
 
-def test_ten_thousand_connections_do_not_bring_it_down(served: ServeProcess) -> None:
+def test_ten_thousand_connections_do_not_stop_the_server(served: ServeProcess) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 10_000 if hard == resource.RLIM_INFINITY else min(10_000, hard - 500)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted + 500), hard))
@@ -270,7 +270,7 @@ def test_ten_thousand_connections_do_not_bring_it_down(served: ServeProcess) -> 
     raise AssertionError("it does not serve again")
 
 
-def test_a_crowd_larger_than_the_files_that_may_be_open_is_turned_away_quietly(
+def test_more_connections_than_open_files_are_refused_quietly(
     served: ServeProcess,
 ) -> None:
     folder = served.log.parent
@@ -302,7 +302,7 @@ def test_a_crowd_larger_than_the_files_that_may_be_open_is_turned_away_quietly(
     assert len(said) < 1_000
 
 
-def test_slow_clients_were_told_or_closed_in_time_while_others_were_served(
+def test_slow_clients_were_refused_or_closed_in_time_while_others_were_served(
     served: ServeProcess, slow_clients: dict[str, SlowClient]
 ) -> None:
     for name, client in slow_clients.items():
@@ -316,7 +316,9 @@ def test_slow_clients_were_told_or_closed_in_time_while_others_were_served(
     assert_serving(served)
 
 
-def test_the_gallerys_folder_can_vanish_and_return(served: ServeProcess, tmp_path: Path) -> None:
+def test_the_gallerys_folder_can_be_removed_and_return(
+    served: ServeProcess, tmp_path: Path
+) -> None:
     gallery = served.log.parent / "gallery.sbtk"
     gallery.rename(tmp_path / "away")
     try:

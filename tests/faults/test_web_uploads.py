@@ -64,7 +64,7 @@ BAD_UPLOADS = {
 
 @pytest.mark.parametrize("name", BAD_UPLOADS)
 @pytest.mark.parametrize("kind", ["sketch", "photo"])
-def test_only_png_jpeg_and_webp_reach_a_parser_and_only_whole_ones_are_answered(
+def test_only_png_jpeg_and_webp_are_parsed_and_only_complete_ones_accepted(
     served: Served, name: str, kind: str
 ) -> None:
     answer = served.query(BAD_UPLOADS[name], f"?as={kind}")
@@ -85,12 +85,14 @@ def test_an_image_of_20000_pixels_a_side_is_refused_by_its_header(served: Served
 @pytest.mark.parametrize(
     "media", ["image/svg+xml", "image/gif", "text/html", "application/json", "multipart/mixed"]
 )
-def test_other_content_types_are_refused_unread(served: Served, media: str) -> None:
+def test_other_content_types_are_refused_without_reading_the_body(
+    served: Served, media: str
+) -> None:
     answer = served.query(sketch_png(), media=media)
     assert (answer.status, answer.code) == (415, "unsupported_type")
 
 
-def test_an_empty_canvas_is_no_query_and_one_dot_is_one(served: Served) -> None:
+def test_an_empty_canvas_is_refused_and_a_dot_is_accepted(served: Served) -> None:
     empty = served.query(png(_white()))
     assert (empty.status, empty.code) == (400, "empty_sketch")
     transparent = served.query(png(Image.new("RGBA", (256, 256))))
@@ -100,7 +102,7 @@ def test_an_empty_canvas_is_no_query_and_one_dot_is_one(served: Served) -> None:
     assert len(served.query(png(dotted)).json()["hits"]) == 10
 
 
-def test_an_address_in_place_of_an_image_is_never_opened(served: Served) -> None:
+def test_a_url_instead_of_an_image_is_never_opened(served: Served) -> None:
     with socket.create_server(("127.0.0.1", 0)) as bait:
         bait.settimeout(0.3)
         address = f"http://127.0.0.1:{bait.getsockname()[1]}/photo.png"
@@ -131,13 +133,13 @@ def test_an_address_in_place_of_an_image_is_never_opened(served: Served) -> None
         "under=/photos%00/x",
     ],
 )
-def test_parameters_out_of_range_are_told(served: Served, parameters: str) -> None:
+def test_parameters_out_of_range_are_refused(served: Served, parameters: str) -> None:
     answer = served.query(sketch_png(), f"?{parameters}")
     assert (answer.status, answer.code) == (422, "bad_parameter")
     assert parameters.partition("=")[0] in answer.json()["error"]["message"]
 
 
-def test_a_folder_filter_takes_any_bytes_and_finds_nothing_outside(served: Served) -> None:
+def test_a_folder_filter_accepts_any_bytes_and_stays_inside_the_gallery(served: Served) -> None:
     inside = served.query(sketch_png(), f"?under={quote(str(served.photos / 'album'))}").json()
     assert len(inside["hits"]) == 2
     for folder in ("/etc", str(served.photos / "albu"), "/%ff%fe", "/" + "x" * 5000):
@@ -147,6 +149,6 @@ def test_a_folder_filter_takes_any_bytes_and_finds_nothing_outside(served: Serve
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "1", "361", "100000", "x", ""])
-def test_thumbnails_have_four_sizes_only(served: Served, size: str) -> None:
+def test_thumbnails_have_only_four_sizes(served: Served, size: str) -> None:
     answer = served.get(f"/v1/photos/{served.ids['photo-0001.png']}/thumbnail?size={size}")
     assert (answer.status, answer.code) == (422, "bad_parameter")

@@ -40,7 +40,7 @@ def rename_again_and_again(folder: Path, photos: Path, bundle: Path, done: Event
     done.set()
 
 
-def test_a_second_writer_is_told_who_is_writing(tmp_path: Path, embedder: Embedder) -> None:
+def test_the_error_of_a_second_writer_names_the_first(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 3)
     update_gallery(folder, [photos], embedder)
@@ -65,7 +65,7 @@ def test_a_second_writer_is_told_who_is_writing(tmp_path: Path, embedder: Embedd
     assert update_gallery(folder, [photos], embedder).new == 3
 
 
-def test_every_answer_comes_from_one_generation(tmp_path: Path) -> None:
+def test_each_answer_comes_from_one_generation(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundle")
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 12)
@@ -93,7 +93,7 @@ def test_every_answer_comes_from_one_generation(tmp_path: Path) -> None:
         assert place == ("photos" if generation == 1 else f"turn-{generation - 1}")
 
 
-def test_threads_search_one_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_can_search_one_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 100)
     rows = unit_rows(500, 16)
     gallery_of(tmp_path / "g", rows)

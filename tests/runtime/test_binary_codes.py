@@ -63,7 +63,7 @@ def test_codes_follow_the_published_steps(rotation: Rotation) -> None:
     assert (_unpacked(itq.codes(gallery)) == other).mean() < 0.999
 
 
-def test_the_rotation_loses_less_than_the_axes_alone_and_than_the_released_one() -> None:
+def test_the_rotation_has_a_lower_quantisation_error_than_axes_or_the_released_one() -> None:
     rows = _rows(400)
 
     def loss(itq: Itq) -> float:
@@ -92,14 +92,14 @@ def test_codes_of_a_case_worked_by_hand() -> None:
     assert itq.codes(rows).tolist() == [[0b10000001], [0b01000000]]
 
 
-def test_chunks_of_rows_change_nothing() -> None:
+def test_chunks_of_rows_do_not_change_codes() -> None:
     rows = np.tile(_rows(300), (30, 1))
     itq = fit_itq(rows, 16)
     assert len(rows) > 8192
     assert np.array_equal(itq.codes(rows), np.tile(itq.codes(rows[:300]), (30, 1)))
 
 
-def test_the_same_rows_give_the_same_bytes_and_come_back() -> None:
+def test_the_same_rows_give_the_same_bytes_and_can_be_read_back() -> None:
     first, second = fit_itq(_rows(), 16), fit_itq(_rows(), 16)
     assert first.to_bytes() == second.to_bytes()
     back = Itq.from_bytes(first.to_bytes())
@@ -109,7 +109,7 @@ def test_the_same_rows_give_the_same_bytes_and_come_back() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 5, 40, 200, -30])
-def test_damaged_bytes_are_a_bad_model(at: int) -> None:
+def test_damaged_bytes_are_refused(at: int) -> None:
     data = fit_itq(_rows(), 16).to_bytes()
     broken = bytearray(data)
     broken[at] ^= 0xFF
@@ -138,13 +138,13 @@ def test_pickled_arrays_are_refused() -> None:
 
 
 @pytest.mark.parametrize("bits", [0, -8, 12, 32])
-def test_bits_that_cannot_be_had_are_named(bits: int) -> None:
+def test_impossible_numbers_of_bits_are_named(bits: int) -> None:
     with pytest.raises(BadConfig, match=f"{bits} bits") as raised:
         fit_itq(_rows(), bits)
     assert "24" in raised.value.expected
 
 
-def test_rows_that_cannot_be_learnt_from_are_named() -> None:
+def test_unsuitable_rows_are_named() -> None:
     with pytest.raises(BadData, match="16 embeddings"):
         fit_itq(_rows(16), 16)
     rows = _rows()
@@ -171,7 +171,7 @@ def test_hamming_distances_equal_counted_bits(
     ]
 
 
-def test_chunks_of_queries_change_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_queries_do_not_change_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(3)
     left = random.integers(0, 256, (37, 8), dtype=np.uint8)
     right = random.integers(0, 256, (50, 8), dtype=np.uint8)
@@ -185,7 +185,7 @@ def test_long_codes_do_not_overflow() -> None:
     assert hamming_distances(zeros, ones).tolist() == [[800]]
 
 
-def test_codes_that_are_not_packed_or_not_alike_are_named() -> None:
+def test_unpacked_codes_and_mixed_lengths_are_named() -> None:
     codes = np.zeros((2, 8), dtype=np.uint8)
     with pytest.raises(BadData, match="shapes"):
         hamming_distances(codes, codes[:, :4])
@@ -193,7 +193,7 @@ def test_codes_that_are_not_packed_or_not_alike_are_named() -> None:
         hamming_distances(codes, codes.astype(np.float64))
 
 
-def test_hamming_distances_need_little_more_than_the_answer() -> None:
+def test_hamming_distances_need_little_extra_memory() -> None:
     codes = np.zeros((3000, 8), dtype=np.uint8)
     tracemalloc.start()
     answer = hamming_distances(codes, codes)

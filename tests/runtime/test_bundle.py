@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tiny_bundle(tmp_path / "tiny")
 
 
-def test_opens_a_folder_by_path_and_text(folder: Path) -> None:
+def test_a_bundle_can_be_opened_by_path_or_text(folder: Path) -> None:
     for where in (folder, str(folder), os.path.relpath(folder)):
         bundle = Bundle.open(where)
         assert bundle.manifest == read_bundle_manifest(folder)
@@ -43,7 +43,9 @@ def test_opens_a_folder_by_path_and_text(folder: Path) -> None:
         bundle.verify()
 
 
-def test_opens_what_it_lists_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listed_bundles_can_be_opened_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_bundle(tmp_path / "bundles" / "mine", seed=1)
     tiny_bundle(tmp_path / "mine", seed=2)
     (tmp_path / "bundles" / "broken").mkdir()
@@ -66,7 +68,7 @@ def test_the_default_is_a_pretrained_bundle() -> None:
             Bundle.open()
 
 
-def test_places_without_a_bundle_are_named(folder: Path, tmp_path: Path) -> None:
+def test_folders_without_a_bundle_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadModel, match=r"model\.int8\.onnx is a file"):
         Bundle.open(folder / "model.int8.onnx")
     with pytest.raises(BadModel, match="there is no bundle 'nowhere'"):
@@ -76,7 +78,7 @@ def test_places_without_a_bundle_are_named(folder: Path, tmp_path: Path) -> None
         Bundle.open(tmp_path / "empty")
 
 
-def test_a_missing_precision_names_those_that_are_there(folder: Path) -> None:
+def test_the_error_for_a_missing_precision_names_the_available_ones(folder: Path) -> None:
     with pytest.raises(BadModel, match="no fp16 model") as caught:
         Bundle.open(folder).onnx_path("fp16")
     assert "fp32 or int8" in caught.value.expected
@@ -96,7 +98,7 @@ def test_a_bundle_without_a_model_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "remove", "fifo", "folder"])
-def test_damage_is_found_and_named(folder: Path, damage: str) -> None:
+def test_damage_is_detected_and_named(folder: Path, damage: str) -> None:
     path = folder / "model.int8.onnx"
     content = path.read_bytes()
     path.unlink()
@@ -119,7 +121,7 @@ def test_damage_is_found_and_named(folder: Path, damage: str) -> None:
     bundle.verify_onnx("fp32")
 
 
-def test_verify_refuses_loadable_files_that_nobody_vouches_for(folder: Path) -> None:
+def test_verify_refuses_loadable_files_without_a_recorded_hash(folder: Path) -> None:
     (folder / "MODEL_CARD.md").write_text("# Tiny\n")
     Bundle.open(folder).verify()
     (folder / "model.fp16.onnx").write_bytes(b"x")
@@ -129,7 +131,7 @@ def test_verify_refuses_loadable_files_that_nobody_vouches_for(folder: Path) -> 
 
 @pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "weights.data"])
 @pytest.mark.parametrize("hidden_in", ["initializer", "constant", "branch", "sparse", "function"])
-def test_external_data_are_refused_wherever_they_hide(
+def test_external_data_is_refused_everywhere_in_a_model(
     folder: Path, location: str, hidden_in: str
 ) -> None:
     model = _with_external_tensor(hidden_in, location)
@@ -141,7 +143,7 @@ def test_external_data_are_refused_wherever_they_hide(
             check()
 
 
-def test_external_data_as_onnx_writes_them(tmp_path: Path) -> None:
+def test_external_data_written_by_onnx_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(tiny_model(), path, save_as_external_data=True, size_threshold=0)
     assert len(list(tmp_path.iterdir())) == 2
@@ -149,7 +151,7 @@ def test_external_data_as_onnx_writes_them(tmp_path: Path) -> None:
         check_onnx(path.read_bytes(), "model.onnx")
 
 
-def test_whole_models_pass() -> None:
+def test_intact_models_pass() -> None:
     check_onnx(tiny_model().SerializeToString(), "model.onnx")
 
 
@@ -165,7 +167,7 @@ def test_whole_models_pass() -> None:
         (b"\x3b", "wire type 3"),
     ],
 )
-def test_what_is_no_onnx_model(content: bytes, complaint: str) -> None:
+def test_files_that_are_not_onnx_models_are_refused(content: bytes, complaint: str) -> None:
     with pytest.raises(BadModel, match=complaint):
         check_onnx(content, "model.onnx")
 
@@ -179,7 +181,7 @@ def test_endlessly_nested_graphs_are_refused() -> None:
         check_onnx(b"\x3a" + _varint(len(message)) + message, "model.onnx")
 
 
-def test_models_cut_anywhere_never_pass_unnoticed(folder: Path) -> None:
+def test_truncated_models_never_pass(folder: Path) -> None:
     content = (folder / "model.fp32.onnx").read_bytes()
     complaints = 0
     for sixteenth in range(16):
@@ -210,11 +212,11 @@ def test_flipped_bytes_pass_or_are_refused() -> None:
             assert "model.onnx" in problem.found
 
 
-def test_names_of_files() -> None:
+def test_the_name_of_an_onnx_file_has_its_precision() -> None:
     assert onnx_name("fp16") == "model.fp16.onnx"
 
 
-def test_model_ids_tell_models_apart(tmp_path: Path) -> None:
+def test_model_ids_distinguish_models(tmp_path: Path) -> None:
     ids = {
         Bundle.open(tiny_bundle(tmp_path / str(seed), seed=seed)).manifest.model_id
         for seed in range(3)
@@ -277,28 +279,28 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "where", ["runs/horses", "./runs/horses", "runs", "horses", "runs/horses/student.safetensors"]
 )
-def test_a_training_run_is_told_to_be_exported_first(run: Path, where: str) -> None:
+def test_the_error_for_a_training_run_says_to_export_it(run: Path, where: str) -> None:
     with pytest.raises(BadModel) as caught:
         Bundle.open(where)
     assert "sbtk export runs/horses" in caught.value.next_step
     assert is_run_folder(run)
 
 
-def test_a_run_without_a_student_is_told_to_be_finished(run: Path) -> None:
+def test_the_error_for_an_unfinished_run_says_to_finish_it(run: Path) -> None:
     (run / "student.safetensors").unlink()
     with pytest.raises(BadModel) as caught:
         Bundle.open(run)
     assert f"sbtk train --resume {run} && sbtk export {run}" in caught.value.next_step
 
 
-def test_a_bundle_that_keeps_a_students_weights_is_not_taken_for_a_run(folder: Path) -> None:
+def test_a_bundle_with_a_students_weights_is_not_mistaken_for_a_run(folder: Path) -> None:
     (folder / "student.safetensors").write_bytes(b"")
     (folder / "last.safetensors").write_bytes(b"")
     Bundle.open(folder)
     assert not is_run_folder(folder)
 
 
-def test_a_gallery_and_a_file_are_told_from_bundles(folder: Path, tmp_path: Path) -> None:
+def test_galleries_and_files_are_not_mistaken_for_bundles(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadModel) as caught:
         Bundle.open(folder / "model.int8.onnx")
     assert caught.value.next_step == f"name its folder: {folder}"

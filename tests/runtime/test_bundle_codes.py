@@ -28,7 +28,7 @@ def put(folder: Path, name: str, content: bytes) -> None:
     replace(manifest, files=manifest.files | {name: record}).write(folder)
 
 
-def test_lengths_come_in_order_and_their_files_are_read(folder: Path) -> None:
+def test_code_lengths_are_sorted_and_their_files_read(folder: Path) -> None:
     bundle = Bundle.open(folder)
     bundle.verify()
     assert bundle.bits == (8, 16)
@@ -61,7 +61,7 @@ def test_a_file_of_something_else_is_refused(folder: Path, content: bytes, told:
         Bundle.open(folder).verify()
 
 
-def test_a_file_that_nobody_vouches_for_makes_no_codes(folder: Path) -> None:
+def test_a_file_without_a_recorded_hash_makes_no_codes(folder: Path) -> None:
     (folder / "itq24.npz").write_bytes(tiny_itq(16, 8).to_bytes())
     bundle = Bundle.open(folder)
     assert bundle.bits == (8, 16)
@@ -70,7 +70,7 @@ def test_a_file_that_nobody_vouches_for_makes_no_codes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["itq.npz", "itq08.npz", "itq8.NPZ", "xitq8.npz", "itq8.npz.bak"])
-def test_other_names_are_no_lengths(tmp_path: Path, name: str) -> None:
+def test_other_file_names_are_not_code_lengths(tmp_path: Path, name: str) -> None:
     folder = tiny_code_bundle(tmp_path / "coded", 16)
     put(folder, name, b"something")
     assert Bundle.open(folder).bits == (16,)

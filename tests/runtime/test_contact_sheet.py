@@ -22,7 +22,7 @@ from sbtk_runtime.gallery.hits import Hit
         ((60, 200), "left:50.00%;top:25.00%;width:12.50%;height:50.00%"),
     ],
 )
-def test_the_frame_of_a_region_is_where_the_region_is_on_the_card(
+def test_the_frame_on_a_card_is_at_its_region(
     tmp_path: Path, size: tuple[int, int], style: str
 ) -> None:
     path = tmp_path / "photo.png"

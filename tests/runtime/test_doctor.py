@@ -30,7 +30,7 @@ def write_gallery_manifest(folder: Path, model_id: str, graph: GraphRecord | Non
     return folder
 
 
-def test_a_whole_model_is_run(tmp_path: Path) -> None:
+def test_an_intact_model_is_run(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "tiny")
     examination = examine(tmp_path / "none", str(bundle))
     by_topic = {f.topic: f for f in examination.findings}
@@ -57,7 +57,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     assert "nowhere" in found.text
 
 
-def test_a_gallery_of_the_same_model_is_fine(tmp_path: Path) -> None:
+def test_a_gallery_of_the_same_model_is_ok(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "tiny")
     model_id = json.loads((bundle / "manifest.json").read_text())["model_id"]
     found = finding("gallery", write_gallery_manifest(tmp_path / "g", model_id), bundle)
@@ -65,20 +65,20 @@ def test_a_gallery_of_the_same_model_is_fine(tmp_path: Path) -> None:
     assert "1,234 photos" in found.text
 
 
-def test_a_gallery_of_another_model_is_pointed_out(tmp_path: Path) -> None:
+def test_a_gallery_of_another_model_is_noted(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "tiny")
     found = finding("gallery", write_gallery_manifest(tmp_path / "g", "old@1"), bundle)
     assert found.level == "note"
     assert "old@1" in found.text
 
 
-def test_a_lost_graph_is_pointed_out(tmp_path: Path) -> None:
+def test_a_missing_graph_is_noted(tmp_path: Path) -> None:
     graph = GraphRecord("graph-3.hnsw", "0" * 64, 10, 16, 200, 64)
     found = finding("gallery", write_gallery_manifest(tmp_path / "g", "old@1", graph), None)
     assert "graph-3.hnsw is missing" in found.text
 
 
-def test_lost_sign_codes_are_pointed_out(tmp_path: Path) -> None:
+def test_missing_sign_codes_are_noted(tmp_path: Path) -> None:
     folder = tmp_path / "g"
     gallery_of(folder, unit_rows(30, 16))
     assert "missing" not in finding("gallery", folder, None).text
@@ -104,7 +104,9 @@ def test_a_damaged_gallery_is_a_problem(tmp_path: Path) -> None:
         ("model name\t: mystery", "note", "unknown"),
     ],
 )
-def test_int8_instructions(tmp_path: Path, line: str, level: str, named: str) -> None:
+def test_int8_instructions_of_the_processor_are_recognised(
+    tmp_path: Path, line: str, level: str, named: str
+) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\n{line}\n\nprocessor\t: 1\n{line}\n")
     found = doctor._int8(cpu_flags(cpuinfo))
@@ -124,7 +126,7 @@ def test_gpus_are_read_from_the_driver(tmp_path: Path) -> None:
     assert gpu_names(tmp_path / "missing") == []
 
 
-def test_two_onnx_runtimes_are_found_by_their_metadata(
+def test_two_installed_onnx_runtimes_are_found_by_their_metadata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("onnxruntime", "onnxruntime_gpu"):
@@ -141,11 +143,11 @@ def test_two_onnx_runtimes_are_found_by_their_metadata(
     assert found.next_step.startswith("pip uninstall -y onnxruntime onnxruntime-gpu && ")
 
 
-def test_one_onnx_runtime_is_no_problem() -> None:
+def test_one_onnx_runtime_is_ok() -> None:
     assert doctor._double_onnxruntime(["onnxruntime 1.31.0"]) == []
 
 
-def test_extras_are_those_of_the_package() -> None:
+def test_extras_come_from_the_packages_metadata() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     declared = tomllib.loads(text)["project"]["optional-dependencies"]
     assert declared.pop("heic") == ["sbtk[photos]"]  # its name before it brought RAW too
@@ -157,7 +159,7 @@ def test_extras_are_those_of_the_package() -> None:
     assert set(doctor.installed_extras()) == set(declared) - {"dev"}
 
 
-def test_photos_that_cannot_be_read_name_their_extra(
+def test_unsupported_photo_formats_name_their_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pillow_heif")

@@ -32,7 +32,7 @@ def file_with(
 
 # Pillow writes no nested tags to TIFF.
 @pytest.mark.parametrize("format_", [name for name in FORMATS if name != "TIFF"])
-def test_what_a_camera_writes_is_read(format_: str) -> None:
+def test_the_metadata_of_a_camera_is_read(format_: str) -> None:
     base = {0x010F: "NIKON CORPORATION", 0x0110: "NIKON D750", 0x0112: 1}
     photo = {
         0x9003: "2019:07:21 18:05:33",
@@ -92,7 +92,7 @@ def test_impossible_dates_are_left_out(date: str) -> None:
     assert read_details(file_with({0x0132: date}, {0x9003: date}, {})).taken is None
 
 
-def test_the_next_date_counts_if_the_first_is_impossible() -> None:
+def test_an_impossible_date_gives_way_to_the_next() -> None:
     data = file_with({0x0132: "2020:01:02 03:04:05"}, {0x9003: "0000:00:00 00:00:00"}, {})
     assert read_details(data).taken == datetime(2020, 1, 2, 3, 4, 5)
 

@@ -29,12 +29,12 @@ from sbtk_runtime.files import (
 SHA256_OF_ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_hash_is_the_published_one(tmp_path: Path) -> None:
+def test_sha256_equals_the_published_value(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "abc") == SHA256_OF_ABC
 
 
-def test_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_a_write_replaces_the_file_and_leaves_no_temporary(tmp_path: Path) -> None:
     path = tmp_path / "value"
     write_atomically(path, b"a long first content")
     write_atomically(path, b"short")
@@ -43,7 +43,7 @@ def test_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failed_write_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "value"
     write_atomically(path, b"old")
     with pytest.raises(error), atomic_path(path) as temporary:
@@ -60,7 +60,7 @@ def test_a_refused_write_names_the_file(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "file" / "value")
 
 
-def test_killed_write_keeps_the_old_file_and_its_temporary_is_cleared(tmp_path: Path) -> None:
+def test_a_killed_write_keeps_the_old_file_and_its_temporary_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "value"
     write_atomically(path, b"old")
     script = (
@@ -132,7 +132,7 @@ def test_a_sparse_gigabyte_of_json_is_not_read(tmp_path: Path) -> None:
         read_json_object(path, BadModel)
 
 
-def test_json_comes_from_regular_files_only(tmp_path: Path) -> None:
+def test_json_is_read_only_from_regular_files(tmp_path: Path) -> None:
     (tmp_path / "value.json").write_text(json.dumps({"a": 1}))
     (tmp_path / "link.json").symlink_to("value.json")
     (tmp_path / "folder.json").mkdir()
@@ -186,7 +186,7 @@ def test_a_full_disk_keeps_the_old_file(small_disk: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-def test_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
+def test_the_error_of_a_second_writer_names_the_first(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys, time\n"
         "from sbtk_runtime.files import WriterLock\n"
@@ -207,7 +207,7 @@ def test_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
         assert f"PID {os.getpid()}" in lock.read_text()
 
 
-def test_lock_is_free_after_use_and_after_an_error(tmp_path: Path) -> None:
+def test_a_lock_is_released_after_use_and_after_an_error(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     with pytest.raises(RuntimeError), WriterLock(lock):
         raise RuntimeError
@@ -217,7 +217,7 @@ def test_lock_is_free_after_use_and_after_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_lock_holder_cannot_write_escapes_on_the_terminal(tmp_path: Path) -> None:
+def test_the_name_of_a_lock_holder_is_printed_without_escapes(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     with WriterLock(lock):
         lock.write_bytes(b"PID 1\x1b[2J\xff")
@@ -226,7 +226,7 @@ def test_lock_holder_cannot_write_escapes_on_the_terminal(tmp_path: Path) -> Non
     assert "\x1b" not in str(caught.value)
 
 
-def test_lock_in_a_missing_folder_names_it(tmp_path: Path) -> None:
+def test_the_error_of_a_lock_in_a_missing_folder_names_the_folder(tmp_path: Path) -> None:
     with pytest.raises(SbtkError, match="absent cannot be written"):
         WriterLock(tmp_path / "absent" / ".lock").__enter__()
 

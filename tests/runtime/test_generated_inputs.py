@@ -19,7 +19,7 @@ def test_generated_images_decode_to_their_size_and_repeat_by_seed() -> None:
     assert prepared.notices == ()
 
 
-def test_generated_photos_cost_as_many_bytes_as_a_photo_of_their_size() -> None:
+def test_generated_photos_have_the_file_sizes_of_photos() -> None:
     assert 100_000 < len(generated_inputs.generate_photos(1)[0]) < 400_000
 
 
@@ -31,7 +31,7 @@ def test_clustered_vectors_are_unit_rows_and_repeat_by_seed() -> None:
     assert not np.array_equal(vectors, generated_inputs.clustered_vectors(500, 32, seed=2))
 
 
-def test_queries_lie_around_the_same_centres_and_are_other_rows() -> None:
+def test_generated_queries_share_the_centres_but_are_other_rows() -> None:
     vectors = generated_inputs.clustered_vectors(2000, 64)
     queries = generated_inputs.clustered_vectors(50, 64, of=2000)
     best = (queries @ vectors.T).max(axis=1)
@@ -42,7 +42,7 @@ def test_queries_lie_around_the_same_centres_and_are_other_rows() -> None:
     assert best.mean() > strangers.mean() + 0.1
 
 
-def test_chunks_do_not_show_in_clustered_vectors() -> None:
+def test_clustered_vectors_do_not_depend_on_the_chunk_size() -> None:
     assert len(np.unique(generated_inputs.clustered_vectors(9000, 4), axis=0)) == 9000
 
 

@@ -85,14 +85,14 @@ def png_16(samples: NDArray[np.generic], colour: int, *chunks: tuple[bytes, byte
 @pytest.mark.parametrize("rows_per_strip", [30, 7])
 @pytest.mark.parametrize("compression", [1, 8])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_planes_that_lie_apart(bits: int, compression: int, rows_per_strip: int) -> None:
+def test_separate_colour_planes_are_read(bits: int, compression: int, rows_per_strip: int) -> None:
     samples = RGB.astype(np.uint8) if bits == 8 else RGB * 257
     data = planes_tiff(samples, rows_per_strip, compression)
     assert np.abs(shown(data) - RGB.astype(np.int16)).max() <= 1
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_few_bits_in_sixteen_and_more(bits: int) -> None:
+def test_few_bits_in_sixteen_and_more_are_scaled(bits: int) -> None:
     full = (1 << bits) - 1
     samples = np.rint(GREY / 255 * full)
     for data in (
@@ -113,13 +113,13 @@ def test_few_bits_that_cannot_be_read_are_refused() -> None:
         decode(planes_tiff(RGB, 30))
 
 
-def test_a_scale_that_the_file_names_is_not_guessed() -> None:
+def test_a_scale_in_the_file_is_used() -> None:
     dark = (GREY // 8).astype(">u2")
     data = b"P5 %d %d 2047\n" % SIZE + dark.tobytes()
     assert shown(data).max() <= 5
 
 
-def test_large_and_signed_numbers() -> None:
+def test_large_and_signed_numbers_are_scaled() -> None:
     large = GREY.astype(np.uint32) * (0xFFFFFFFF // 255)
     assert np.abs(shown(grey_tiff(large))[..., 0] - GREY).max() <= 1
     signed = GREY.astype(np.int16) * 8 - 1024
@@ -127,12 +127,12 @@ def test_large_and_signed_numbers() -> None:
     assert np.abs(shown(grey_tiff(signed, 2))[..., 0] - stretched).max() <= 1
 
 
-def test_white_may_be_zero_in_wide_samples() -> None:
+def test_wide_samples_may_have_white_as_zero() -> None:
     assert np.abs(shown(grey_tiff(65535 - GREY * 257, 1, 0))[..., 0] - GREY).max() <= 1
 
 
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
-def test_one_sample_that_is_not_a_number_costs_one_pixel(odd: float) -> None:
+def test_a_nan_sample_affects_one_pixel(odd: float) -> None:
     samples = (GREY / 255).astype(np.float32)
     samples[3, 4] = odd
     image = shown(grey_tiff(samples, 3))[..., 0]
@@ -149,7 +149,7 @@ def test_floats_a_little_over_one_are_not_dark() -> None:
     assert np.abs(shown(grey_tiff(samples, 3))[..., 0] - GREY).max() <= 4 + 255
 
 
-def test_a_transparent_grey_of_sixteen_bits() -> None:
+def test_a_transparent_grey_of_sixteen_bits_is_respected() -> None:
     samples = GREY * 257
     samples[:10] = 1234
     samples[10] = 1235
@@ -165,7 +165,7 @@ def test_a_transparent_grey_of_sixteen_bits() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_a_transparent_grey_of_few_bits(bits: int) -> None:
+def test_a_transparent_grey_of_few_bits_is_respected(bits: int) -> None:
     row = b"\0" + bytes([0b11000000 if bits == 2 else 0xF0 if bits == 4 else 0x80])
     header = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
     transparent = struct.pack(">H", (1 << bits) - 1)
@@ -175,7 +175,7 @@ def test_a_transparent_grey_of_few_bits(bits: int) -> None:
     assert [alpha.getpixel((x, 0)) for x in (0, 1)] == [0, 255]
 
 
-def test_colour_maps_of_eight_bits_in_sixteen() -> None:
+def test_colour_maps_of_eight_bits_in_sixteen_are_read() -> None:
     palette = np.arange(256) * 3 % 256
     indices = np.arange(SIZE[0] * SIZE[1]) % 256
     for scale in (1, 257):

@@ -63,7 +63,7 @@ def whole(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [0.02, 0.05])
-def test_nearly_whole_files_are_decoded_and_told(kind: str, cut: float) -> None:
+def test_nearly_complete_files_are_decoded_with_a_notice(kind: str, cut: float) -> None:
     data = whole(kind)
     image = opened(data[: round((1 - cut) * len(data))])
     (notice,) = image.notices
@@ -81,7 +81,7 @@ def test_nearly_whole_files_are_decoded_and_told(kind: str, cut: float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [0.25, 0.6, 0.9])
-def test_less_than_nine_tenths_are_refused_with_their_share(kind: str, cut: float) -> None:
+def test_files_below_nine_tenths_are_refused_with_their_share(kind: str, cut: float) -> None:
     data = whole(kind)
     with pytest.raises(BadImage, match="damaged image") as caught:
         decode(data[: round((1 - cut) * len(data))])
@@ -94,7 +94,7 @@ def test_less_than_nine_tenths_are_refused_with_their_share(kind: str, cut: floa
 @pytest.mark.parametrize("at_least_px", [None, 224, 112, 40])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("side", [16, 40, 224, 640])
-def test_a_jpeg_without_its_end_marker_is_the_whole_image(
+def test_a_jpeg_without_its_end_marker_is_complete(
     at_least_px: int | None, progressive: bool, side: int
 ) -> None:
     data = saved(photo().resize((side, side)), "JPEG", progressive=progressive)
@@ -105,7 +105,7 @@ def test_a_jpeg_without_its_end_marker_is_the_whole_image(
 
 
 @pytest.mark.parametrize("at_least_px", [None, 112])
-def test_the_last_scan_of_a_progressive_jpeg_may_be_cut(at_least_px: int | None) -> None:
+def test_the_last_scan_of_a_progressive_jpeg_may_be_truncated(at_least_px: int | None) -> None:
     data = saved(photo(), "JPEG", progressive=True, quality=90)
     for cut in (0.02, 0.1, 0.2):
         image = opened(data[: round((1 - cut) * len(data))], at_least_px)
@@ -117,7 +117,7 @@ def test_the_last_scan_of_a_progressive_jpeg_may_be_cut(at_least_px: int | None)
             decode(data[: len(data) // share])
 
 
-def test_an_end_marker_that_comes_early_is_seen() -> None:
+def test_an_early_end_marker_is_detected() -> None:
     data = whole("jpeg")
     for share, is_enough in ((0.95, True), (0.5, False)):
         early = data[: round(share * len(data))].rstrip(b"\xff") + b"\xff\xd9"
@@ -130,7 +130,7 @@ def test_an_end_marker_that_comes_early_is_seen() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_grey_images_are_whole(mode: str, progressive: bool) -> None:
+def test_uniformly_grey_images_count_as_complete(mode: str, progressive: bool) -> None:
     """Libjpeg also fills missing blocks with grey."""
     grey = photo().convert(mode)
     grey.paste(128 if mode == "L" else (128,) * 3, (0, 200, 320, 480))
@@ -140,7 +140,7 @@ def test_grey_images_are_whole(mode: str, progressive: bool) -> None:
         assert opened(data, 112).notices == ()
 
 
-def test_a_png_is_used_up_to_the_first_chunk_that_is_damaged() -> None:
+def test_a_png_is_decoded_up_to_its_first_damaged_chunk() -> None:
     data = bytearray(whole("png"))
     chunks = [chunk for chunk in png_chunks(bytes(data)) if chunk.name == b"IDAT"]
     assert len(chunks) > 3
@@ -154,7 +154,7 @@ def test_a_png_is_used_up_to_the_first_chunk_that_is_damaged() -> None:
         decode(bytes(data))
 
 
-def test_a_cut_image_is_turned_as_its_whole_is() -> None:
+def test_a_truncated_image_is_rotated_like_the_complete_one() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for format_ in ("JPEG", "PNG", "TIFF"):
@@ -185,7 +185,7 @@ def test_an_interlaced_png_needs_its_last_pass() -> None:
         decode(made[: round(0.65 * len(made))])
 
 
-def test_the_clock_ends_a_decoder_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_ends_a_running_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_DECODE_S", 0.0)
     for kind in ("jpeg", "png", "gif", "bmp"):
         with pytest.raises(SlowImage, match="takes too long"):
@@ -207,7 +207,7 @@ def test_shares_are_never_rounded_up() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"quality": 95}, {"lossless": True}, {"exif": b"Exif"}])
 @pytest.mark.parametrize("seed", range(6))
-def test_of_a_webp_that_is_cut_off_the_rows_before_the_cut_are_right(
+def test_a_truncated_webp_gives_the_rows_before_the_end(
     options: dict[str, object], seed: int
 ) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)

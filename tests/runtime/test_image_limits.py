@@ -32,7 +32,7 @@ def resized_jpeg(width: int, height: int, *, progressive: bool = False) -> bytes
     return bytes(data)
 
 
-def test_a_phone_jpeg_of_200_megapixels_is_judged_at_its_reduced_scale() -> None:
+def test_a_phone_jpeg_of_200_megapixels_is_limited_by_its_reduced_scale() -> None:
     data = resized_jpeg(16_320, 12_240)
     assert memory_to_decode(data, at_least_px=224) == 4 * 2040 * 1530
     with pytest.raises(LargeImage, match="16320 x 12240 pixels"):
@@ -43,7 +43,7 @@ def test_a_phone_jpeg_of_200_megapixels_is_judged_at_its_reduced_scale() -> None
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
-def test_texts_and_profiles_that_nobody_needs_do_not_cost_a_png(where: str) -> None:
+def test_unused_texts_and_profiles_do_not_count_against_a_png(where: str) -> None:
     photo = tiny_photo(3)
     data = saved(photo, "PNG")
     large = zlib.compress(bytes(3 << 20))
@@ -64,7 +64,7 @@ def test_texts_and_profiles_that_nobody_needs_do_not_cost_a_png(where: str) -> N
         assert image.notices == ()
 
 
-def test_what_a_png_needs_is_kept() -> None:
+def test_dropping_unused_chunks_keeps_the_orientation_of_a_png() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     data = saved(tiny_photo(3), "PNG", exif=exif)
@@ -117,7 +117,7 @@ def test_the_size_of_an_avif_is_that_of_its_content(mode: str, size: tuple[int, 
     assert not hidden.is_unsure
 
 
-def test_an_avif_that_cannot_be_followed_is_decoded_where_the_system_bounds_it() -> None:
+def test_an_avif_of_unknown_size_is_decoded_in_a_limited_process() -> None:
     moving = moving_avif_that_hides_its_size(300)
     assert screen_image(moving, "AVIF", lambda: None).is_unsure
     with pytest.raises(LargeImage, match="cannot be determined"):
@@ -128,7 +128,7 @@ def test_an_avif_that_cannot_be_followed_is_decoded_where_the_system_bounds_it()
     assert screen_image(bytes(still), "AVIF", lambda: None).is_unsure
 
 
-def test_a_heic_of_a_grid_is_as_large_as_the_grid() -> None:
+def test_the_size_of_a_grid_heic_is_that_of_the_grid() -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
     data = bytearray(saved(tiny_photo(3).resize((128, 96)), "HEIF"))

@@ -52,7 +52,7 @@ STORED_AS = {
 ORIENTATION_TAG = 0x0112
 
 
-def test_reads_a_regular_file_with_its_state(tmp_path: Path) -> None:
+def test_a_regular_file_is_read_with_its_state(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"content")
     os.utime(path, ns=(1, 1_234_567_890_123_456_789))
@@ -61,7 +61,7 @@ def test_reads_a_regular_file_with_its_state(tmp_path: Path) -> None:
     assert read_image_bytes(str(path)) == b"content"
 
 
-def test_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
+def test_special_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.jpg")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
@@ -90,7 +90,7 @@ def test_refuses_what_is_no_regular_file(tmp_path: Path) -> None:
                 read_image_bytes(special)
 
 
-def test_a_file_that_changes_all_the_time_is_refused() -> None:
+def test_a_file_that_keeps_changing_is_refused() -> None:
     # The kernel reports 4096 bytes for these and returns fewer, as if they had shrunk.
     settings = [path for path in Path("/sys/kernel/mm").glob("*/*") if path.name == "enabled"]
     if not settings or settings[0].stat().st_size == 0:
@@ -99,7 +99,7 @@ def test_a_file_that_changes_all_the_time_is_refused() -> None:
         read_image_bytes(settings[0])
 
 
-def test_unreadable_file_says_why(tmp_path: Path) -> None:
+def test_an_unreadable_file_says_why(tmp_path: Path) -> None:
     path = tmp_path / "secret.jpg"
     path.write_bytes(b"x")
     path.chmod(0)
@@ -125,19 +125,19 @@ def test_jpeg_of_every_orientation_resembles_its_upright_twin(orientation: int) 
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_orientations_that_do_not_exist_change_nothing(orientation: int) -> None:
+def test_invalid_orientations_change_nothing(orientation: int) -> None:
     upright = tiny_photo(1)
     data = _saved(upright, "PNG", exif=_exif(orientation))
     assert np.array_equal(np.asarray(decode(data)), np.asarray(upright))
 
 
-def test_damaged_exif_does_not_cost_the_image() -> None:
+def test_an_image_with_damaged_exif_is_read() -> None:
     upright = tiny_photo(1)
     data = _saved(upright, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
     assert np.array_equal(np.asarray(decode(data)), np.asarray(upright))
 
 
-def test_jpeg_may_be_decoded_small_but_not_too_small() -> None:
+def test_jpegs_are_decoded_at_a_reduced_but_sufficient_scale() -> None:
     data = _saved(tiny_photo(3).resize((1600, 1200)), "JPEG")
     assert decode(data).size == (1600, 1200)
     assert decode(data, at_least_px=224).size == (400, 300)
@@ -145,7 +145,7 @@ def test_jpeg_may_be_decoded_small_but_not_too_small() -> None:
     assert memory_to_decode(data, at_least_px=224) == 4 * 400 * 300
 
 
-def test_phone_jpegs_with_several_images_are_decoded_small_too() -> None:
+def test_phone_jpegs_with_several_images_are_decoded_at_a_reduced_scale() -> None:
     first, second = tiny_photo(3).resize((1600, 1200)), tiny_photo(4).resize((1600, 1200))
     stream = io.BytesIO()
     first.save(stream, "MPO", save_all=True, append_images=[second])
@@ -163,7 +163,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
         assert np.abs(difference).max() <= 1.0
 
 
-def test_sixteen_bit_ppm_and_big_endian_tiff() -> None:
+def test_sixteen_bit_ppm_and_big_endian_tiff_are_scaled() -> None:
     ramp = np.linspace(0, 65535, 64).astype(">u2")
     ppm = b"P5 64 1 65535\n" + ramp.tobytes()
     assert np.asarray(decode(ppm))[0, [0, 32, 63], 0].tolist() == [0, 129, 255]
@@ -188,7 +188,7 @@ def test_sixteen_bit_ppm_and_big_endian_tiff() -> None:
 
 
 @pytest.mark.parametrize("highest", [1.0, 255.0, 65535.0, 1e6])
-def test_float_images_find_their_scale(highest: float) -> None:
+def test_the_scale_of_float_images_is_detected(highest: float) -> None:
     values = np.array([[0.0, highest / 2, highest]], dtype=np.float32)
     image = np.asarray(decode(_saved(Image.fromarray(values), "TIFF")))
     assert image[0, :, 0].tolist() == pytest.approx([0, 127, 255], abs=1)
@@ -229,7 +229,7 @@ def test_half_transparent_black_is_grey_on_white() -> None:
     assert (shown == 127).all()
 
 
-def test_palette_with_transparency() -> None:
+def test_palettes_with_transparency_are_shown_on_white() -> None:
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.putpixel((1, 1), 1)
@@ -239,7 +239,7 @@ def test_palette_with_transparency() -> None:
     assert shown[1, 1].tolist() == [0, 255, 0]
 
 
-def test_rgb_with_a_transparent_colour() -> None:
+def test_rgb_with_a_transparent_colour_is_shown_on_white() -> None:
     photo = Image.new("RGB", (4, 4), (10, 20, 30))
     photo.putpixel((2, 2), (200, 0, 0))
     shown = np.asarray(on_white(decode(_saved(photo, "PNG", transparency=(10, 20, 30)))))
@@ -262,11 +262,11 @@ def test_animations_show_their_first_frame(format_: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
-def test_odd_sizes(size: tuple[int, int]) -> None:
+def test_images_of_extreme_shapes_are_read(size: tuple[int, int]) -> None:
     assert decode(_saved(Image.new("RGB", size, "red"), "PNG"), at_least_px=224).size == size
 
 
-def test_files_of_other_kinds_are_no_images() -> None:
+def test_files_of_other_kinds_are_refused() -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("photo.jpg", _saved(tiny_photo(1), "JPEG"))
@@ -286,7 +286,7 @@ def test_files_of_other_kinds_are_no_images() -> None:
         assert memory_to_decode(data) == 0
 
 
-def test_heic_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(BadImage, match="pillow-heif is not installed") as caught:
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
@@ -316,7 +316,7 @@ def test_heic_and_avif_are_read_upright(format_: str, orientation: int) -> None:
     assert memory_to_decode(buffer.getvalue()) >= 96 * 64 * 4
 
 
-def test_brands_tell_heic_from_avif_and_films() -> None:
+def test_brands_distinguish_heic_avif_and_videos() -> None:
     def head(*brands: bytes) -> bytes:
         size = 16 + 4 * (len(brands) - 1)
         return size.to_bytes(4, "big") + b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:])
@@ -333,14 +333,14 @@ def test_brands_tell_heic_from_avif_and_films() -> None:
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
-def test_truncated_files_are_damaged(format_: str) -> None:
+def test_truncated_files_are_refused(format_: str) -> None:
     data = _saved(tiny_photo(8), format_)
     for share in (0.1, 0.5, 0.8):
         with pytest.raises(BadImage):
             decode(data[: int(share * len(data))])
 
 
-def test_png_with_a_bad_checksum_is_damaged() -> None:
+def test_a_png_with_a_bad_checksum_is_refused() -> None:
     data = bytearray(_saved(tiny_photo(8), "PNG"))
     data[20] ^= 0xFF
     with pytest.raises(BadImage):
@@ -364,7 +364,7 @@ def test_flipped_bytes_give_an_image_or_a_reason(format_: str) -> None:
         assert image.mode in ("RGB", "RGBA")
 
 
-def test_png_bomb_is_refused_from_its_header_in_little_memory(tmp_path: Path) -> None:
+def test_a_png_bomb_is_refused_by_its_header_in_little_memory(tmp_path: Path) -> None:
     bomb = png_of_zeros(20_000, 20_000)
     assert len(bomb) < 60_000
     path = tmp_path / "bomb.png"
@@ -395,14 +395,14 @@ def test_png_bomb_is_refused_from_its_header_in_little_memory(tmp_path: Path) ->
     assert f"at most {MAX_APART_BYTES >> 20} MiB" in sentence
 
 
-def test_bomb_just_above_our_own_cap_is_refused() -> None:
+def test_a_bomb_just_above_the_limit_is_refused() -> None:
     bomb = png_of_zeros(7_000, 7_001)
     with pytest.raises(BadImage, match="7000 x 7001 pixels"):
         decode(bomb)
     assert memory_to_decode(bomb) == 0
 
 
-def test_webp_bomb_is_refused_from_its_header() -> None:
+def test_a_webp_bomb_is_refused_by_its_header() -> None:
     """WebP's animation decoder holds 20 bytes per pixel: 2.2 GB for this file."""
     frames = [Image.new("RGBA", (64, 64), (255, 0, 0, alpha)) for alpha in (9, 10)]
     bomb = bytearray(_saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
@@ -425,7 +425,7 @@ def test_progressive_jpegs_need_more_memory_at_any_scale() -> None:
     assert decode(progressive, at_least_px=224).size == (400, 300)
 
 
-def test_images_that_lie_about_their_canvas() -> None:
+def test_images_that_misstate_their_canvas_are_refused() -> None:
     large_canvas = b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0)
     frame = b"," + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0;"
     with pytest.raises(BadImage, match="pixels"):
@@ -436,7 +436,7 @@ def test_images_that_lie_about_their_canvas() -> None:
         decode(small_canvas + large_frame)
 
 
-def test_png_with_a_text_bomb_stays_small() -> None:
+def test_a_png_with_a_text_bomb_takes_little_memory() -> None:
     data = _saved(tiny_photo(1), "PNG")
     text = b"Comment\0\0" + zlib.compress(bytes(80 << 20), 9)
     bomb = data[:33] + _chunk(b"zTXt", text) + data[33:]
@@ -444,7 +444,7 @@ def test_png_with_a_text_bomb_stays_small() -> None:
         assert decode(bomb).mode == "RGB"
 
 
-def test_first_images_of_every_format_may_come_on_many_threads() -> None:
+def test_the_first_images_of_every_format_can_be_decoded_on_many_threads() -> None:
     """Pillow's own registry of formats is filled late, and is not thread-safe."""
     datas = [_saved(tiny_photo(1), format_) for format_ in ("WEBP", "TIFF", "JPEG", "PPM")] * 8
     script = (
@@ -468,7 +468,7 @@ def test_first_images_of_every_format_may_come_on_many_threads() -> None:
     assert done.stderr == b""
 
 
-def test_decoding_leaves_the_warning_filters_alone() -> None:
+def test_decoding_does_not_change_the_warning_filters() -> None:
     before = list(warnings.filters)
     data = _saved(tiny_photo(1).convert("P"), "PNG", transparency=b"\x80" * 10)
     with ThreadPoolExecutor(8) as pool:

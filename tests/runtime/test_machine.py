@@ -26,7 +26,7 @@ def test_versions_leave_out_what_is_not_installed() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_resident_memory_grows_with_what_is_held() -> None:
+def test_resident_memory_grows_with_allocations() -> None:
     before = machine.resident_bytes()
     held = bytearray(b"x" * (64 << 20))
     assert machine.resident_bytes() - before > 32 << 20

@@ -52,13 +52,13 @@ GALLERY = GalleryManifest(
 )
 
 
-def test_bundle_manifest_round_trip(tmp_path: Path) -> None:
+def test_a_bundle_manifest_survives_a_round_trip(tmp_path: Path) -> None:
     BUNDLE.write(tmp_path)
     assert read_bundle_manifest(tmp_path) == BUNDLE
 
 
 @pytest.mark.parametrize(("graph", "bits"), [(GALLERY.graph, None), (None, None), (None, 64)])
-def test_gallery_manifest_round_trip(
+def test_a_gallery_manifest_survives_a_round_trip(
     tmp_path: Path, graph: GraphRecord | None, bits: int | None
 ) -> None:
     manifest = dataclasses.replace(GALLERY, graph=graph, bits=bits)
@@ -67,12 +67,12 @@ def test_gallery_manifest_round_trip(
     assert read_gallery_manifest(tmp_path) == manifest
 
 
-def test_keys_of_the_future_do_not_disturb(tmp_path: Path) -> None:
+def test_unknown_keys_of_newer_versions_are_ignored(tmp_path: Path) -> None:
     _write(tmp_path, dataclasses.asdict(BUNDLE) | {"colour": "blue"})
     assert read_bundle_manifest(tmp_path) == BUNDLE
 
 
-def test_newer_formats_say_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_newer_format_says_what_to_do(tmp_path: Path) -> None:
     _write(tmp_path, dataclasses.asdict(BUNDLE) | {"format": BUNDLE_FORMAT + 1})
     with pytest.raises(BadModel, match="newer version of sbtk") as caught:
         read_bundle_manifest(tmp_path)
@@ -139,7 +139,7 @@ def test_hostile_values_in_a_bundle_are_refused(tmp_path: Path, change: dict[str
     "name",
     ["", ".", "..", "/etc/passwd", "../x", "a/b", "a\\b", "a\0b", "a\nb", "\ud800", MANIFEST_NAME],
 )
-def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+def test_names_outside_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     record = {"sha256": SHA256, "size_bytes": 1}
     _write(tmp_path, dataclasses.asdict(BUNDLE) | {"files": {name: record}})
     with pytest.raises(BadModel, match="plain file name"):
@@ -179,7 +179,7 @@ def test_hostile_values_in_a_gallery_are_refused(tmp_path: Path, change: dict[st
         read_gallery_manifest(tmp_path)
 
 
-def test_complaints_about_long_values_stay_short(tmp_path: Path) -> None:
+def test_errors_about_long_values_are_short(tmp_path: Path) -> None:
     _write(tmp_path, dataclasses.asdict(BUNDLE) | {"dim": "9" * 100_000})
     with pytest.raises(BadModel) as caught:
         read_bundle_manifest(tmp_path)

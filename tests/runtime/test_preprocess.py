@@ -33,12 +33,12 @@ def test_photos_of_any_size_become_a_square(size: tuple[int, int]) -> None:
     assert pixels.dtype == np.uint8
 
 
-def test_a_photo_of_the_right_size_is_left_alone() -> None:
+def test_a_photo_of_the_right_size_is_not_changed() -> None:
     photo = tiny_photo(1).resize((SIZE_PX, SIZE_PX))
     assert np.array_equal(photo_pixels(photo), np.asarray(photo))
 
 
-def test_nothing_of_a_photo_is_cut_off() -> None:
+def test_photos_are_not_cropped() -> None:
     photo = Image.new("RGB", (400, 100), "black")
     ImageDraw.Draw(photo).rectangle((0, 0, 399, 99), outline="white", width=8)
     pixels = photo_pixels(photo)[:, :, 0]
@@ -58,7 +58,7 @@ def test_transparent_parts_of_photos_are_white() -> None:
     assert (prepare(_png(photo), "photo").pixels == 255).all()
 
 
-def test_prepare_is_decode_and_the_rest() -> None:
+def test_prepare_equals_its_separate_steps() -> None:
     data = _png(tiny_photo(4))
     kinds: tuple[Kind, ...] = ("sketch", "photo")
     for kind in kinds:
@@ -76,7 +76,7 @@ def test_a_sketch_is_dark_ink_on_white() -> None:
     assert (prepared.pixels > 200).mean() > 0.5
 
 
-def test_where_and_how_large_somebody_drew_does_not_matter() -> None:
+def test_the_position_and_size_of_a_drawing_do_not_matter() -> None:
     small, large = Image.new("L", (400, 300), 255), Image.new("L", (400, 300), 255)
     ImageDraw.Draw(small).ellipse((20, 30, 120, 130), outline=0, width=5)
     ImageDraw.Draw(large).ellipse((150, 40, 350, 240), outline=0, width=10)
@@ -115,7 +115,7 @@ def test_transparent_sketches_of_any_ink_equal_black_on_white(ink: tuple[int, in
     assert any("transparent" in notice.lower() for notice in prepared.notices)
 
 
-def test_faint_pencil_gets_full_contrast() -> None:
+def test_a_faint_pencil_gets_full_contrast() -> None:
     sketch = tiny_sketch(4)
     faint = sketch.point(lambda value: 200 + value * 55 // 255)
     difference = _sketch(faint).astype(int) - _sketch(sketch).astype(int)
@@ -140,7 +140,7 @@ def test_empty_pages_are_refused(page: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("place", [(50, 50), (0, 0), (99, 99)])
-def test_a_dot_is_answered_and_stays_a_dot(place: tuple[int, int]) -> None:
+def test_a_dot_is_accepted_and_stays_a_dot(place: tuple[int, int]) -> None:
     page = Image.new("L", (100, 100), 255)
     page.putpixel(place, 0)
     ink = _sketch(page)[:, :, 0] < 128
@@ -150,7 +150,7 @@ def test_a_dot_is_answered_and_stays_a_dot(place: tuple[int, int]) -> None:
     assert abs(columns.mean() - SIZE_PX / 2) < 8
 
 
-def test_huge_sketches_are_shrunk_before_they_are_looked_at() -> None:
+def test_huge_sketches_are_reduced_before_analysis() -> None:
     page = Image.new("L", (6000, 4000), 255)
     ImageDraw.Draw(page).ellipse((1000, 500, 5000, 3500), outline=0, width=12)
     ink = _sketch(page)[:, :, 0] < 128
@@ -158,13 +158,13 @@ def test_huge_sketches_are_shrunk_before_they_are_looked_at() -> None:
     assert not ink[100:120, 100:120].any()
 
 
-def test_long_thin_sketches() -> None:
+def test_long_thin_sketches_keep_their_shape() -> None:
     page = Image.new("L", (3000, 20), 255)
     ImageDraw.Draw(page).line((10, 10, 2990, 10), fill=0, width=5)
     assert (_sketch(page) < 200).any()
 
 
-def test_orientation_of_a_sketch_is_respected() -> None:
+def test_the_exif_orientation_of_a_sketch_is_respected() -> None:
     sketch = tiny_sketch(5)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -172,7 +172,7 @@ def test_orientation_of_a_sketch_is_respected() -> None:
     assert np.array_equal(prepare(turned, "sketch").pixels, prepare(_png(sketch), "sketch").pixels)
 
 
-def test_kinds_by_name() -> None:
+def test_kinds_are_validated_by_name() -> None:
     assert require_kind("sketch") == "sketch"
     assert require_kind("photo") == "photo"
     with pytest.raises(SbtkError, match="'sketch' or 'photo'"):
@@ -198,7 +198,7 @@ def _saved(image: Image.Image, format_: str, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sketches_and_photos_are_told_apart(seed: int) -> None:
+def test_sketches_and_photos_are_distinguished(seed: int) -> None:
     for sketch in (tiny_sketch(seed), ImageOps.invert(tiny_sketch(seed))):
         assert _detected(sketch) == "sketch"
     assert _detected(tiny_photo(seed)) == "photo"
@@ -214,7 +214,7 @@ def test_a_drawing_with_a_coloured_pen_or_on_nothing_is_a_sketch() -> None:
 
 @pytest.mark.data
 @pytest.mark.skipif(not os.environ.get("SBTK_DATA"), reason="SBTK_DATA names no research images")
-def test_real_sketches_and_photos_are_told_apart() -> None:
+def test_real_sketches_and_photos_are_distinguished() -> None:
     """Of Sketchy, no sketch may be taken for a photo; photos on a plain background may be."""
     folder = Path(os.environ["SBTK_DATA"])
     shares = {}

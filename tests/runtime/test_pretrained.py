@@ -26,7 +26,7 @@ def bundle() -> Bundle:
     return Bundle.open(None)
 
 
-def test_default_bundle_is_the_one_that_ships_and_is_whole(bundle: Bundle) -> None:
+def test_the_default_bundle_is_the_included_one_and_intact(bundle: Bundle) -> None:
     assert bundle.folder.parent == pretrained_folder()
     assert bundle.manifest.model_id in {found.manifest.model_id for found in list_bundles()}
     bundle.verify()
@@ -34,7 +34,7 @@ def test_default_bundle_is_the_one_that_ships_and_is_whole(bundle: Bundle) -> No
     assert bundle.manifest.preprocessing == PREPROCESSING
 
 
-def test_manifest_keeps_the_unseen_classes_out(bundle: Bundle) -> None:
+def test_the_manifest_lists_no_unseen_class_as_training_class(bundle: Bundle) -> None:
     training = bundle.manifest.training
     unseen = open_split(training["split"]["name"])
     assert training["split"]["sha256"] == unseen.sha256
@@ -59,7 +59,7 @@ def test_int8_is_the_same_on_processors_without_vnni(bundle: Bundle) -> None:
 
 @pytest.mark.data
 @pytest.mark.skipif(not os.environ.get("SBTK_DATA"), reason="SBTK_DATA names no research images")
-def test_parity_of_the_card_is_found_again(bundle: Bundle) -> None:
+def test_the_parity_in_the_card_can_be_reproduced(bundle: Bundle) -> None:
     from sbtk_export.images import choose_images
 
     data = Path(os.environ["SBTK_DATA"])

@@ -92,7 +92,7 @@ def test_the_examples_in_docstrings_run(
 
 
 @pytest.mark.parametrize("name", [*CALLED, "Gallery.query", "Gallery.query_many"])
-def test_what_users_call_has_an_example(name: str) -> None:
+def test_public_functions_have_examples(name: str) -> None:
     value: Any = sbtk_runtime
     for part in name.split("."):
         value = getattr(value, part)
@@ -116,7 +116,7 @@ def _forms(file: Path) -> dict[str, ImageInput]:
     }
 
 
-def test_an_image_may_come_in_any_form(gallery: Path, sketch: Path, embedder: Embedder) -> None:
+def test_an_image_can_be_given_in_any_form(gallery: Path, sketch: Path, embedder: Embedder) -> None:
     expected, _ = embedder.embed_one(sketch.read_bytes(), "sketch")
     with Gallery.open(gallery) as opened:
         hits = opened.query(sketch, embedder, k=3)
@@ -142,7 +142,7 @@ def test_a_pillow_image_is_prepared_as_its_file_is(tmp_path: Path) -> None:
         assert np.array_equal(from_pillow, prepare_input(file, "photo").pixels), image.mode
 
 
-def test_what_is_not_an_image_is_refused(tmp_path: Path) -> None:
+def test_other_objects_are_refused_as_images(tmp_path: Path) -> None:
     refused: list[tuple[Any, str]] = [
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\) uint8"),
         (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\) float32"),
@@ -180,7 +180,7 @@ def test_an_unknown_kind_is_an_error_everywhere(
             assert caught.value.expected == "'sketch' or 'photo'"
 
 
-def test_many_queries_are_answered_as_one_by_one(
+def test_query_many_gives_the_answers_of_single_queries(
     gallery: Path, sketch: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     with (
@@ -206,7 +206,7 @@ def test_many_queries_are_answered_as_one_by_one(
         opened.query_many([sketch], embedder)
 
 
-def test_photos_are_added_and_removed_one_by_one(
+def test_single_photos_are_added_and_removed(
     gallery: Path, photos: list[Path], tmp_path: Path, embedder: Embedder
 ) -> None:
     more = write_photos(tmp_path / "more", 3, seed=9)

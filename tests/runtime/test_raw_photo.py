@@ -47,13 +47,13 @@ def test_the_embedded_jpeg_is_shown_upright(orientation: int, side: str) -> None
 
 
 @pytest.mark.parametrize(("orientation", "side"), SIDES.items())
-def test_without_a_preview_it_is_developed_upright(orientation: int, side: str) -> None:
+def test_a_raw_file_without_a_preview_is_developed_upright(orientation: int, side: str) -> None:
     image = decode(tiny_dng(None, orientation), max_bytes=MAX_APART_BYTES)
     assert image.size == ((192, 128) if orientation in (1, 3) else (128, 192))
     assert blue_side(image) == side
 
 
-def test_a_preview_that_was_turned_already_is_not_turned_again() -> None:
+def test_an_upright_preview_is_not_rotated_again() -> None:
     says_so = decode(tiny_dng(two_colours(WIDE, orientation=6), orientation=6))
     assert blue_side(says_so) == "top"
     is_tall = decode(tiny_dng(two_colours(TALL), orientation=6))
@@ -62,7 +62,7 @@ def test_a_preview_that_was_turned_already_is_not_turned_again() -> None:
 
 
 @pytest.mark.parametrize("preview", [two_colours((120, 80)), two_colours(WIDE)[:700]])
-def test_a_tiny_or_damaged_preview_gives_way_to_the_sensor(preview: bytes) -> None:
+def test_the_sensor_data_is_used_if_the_preview_is_tiny_or_damaged(preview: bytes) -> None:
     header = two_colours((120, 80))
     data = tiny_dng(header).replace(header, preview.ljust(len(header), b"\0")[: len(header)])
     assert decode(data, max_bytes=MAX_APART_BYTES).size == (192, 128)
@@ -74,7 +74,7 @@ def test_a_jpeg_preview_is_decoded_at_a_reduced_scale() -> None:
     assert 0 < memory_to_decode(data, at_least_px=224) < memory_to_decode(data)
 
 
-def test_raw_is_told_from_other_images_by_its_bytes() -> None:
+def test_raw_files_are_recognised_by_their_bytes() -> None:
     assert is_raw(tiny_dng())
     assert is_raw(tiny_dng(two_colours(WIDE)))
     heads = [
@@ -93,7 +93,7 @@ def test_raw_is_told_from_other_images_by_its_bytes() -> None:
     assert not any(map(is_raw, [*buffers, b"", b"II*\0", b"MM\0*" + b"\xff" * 40]))
 
 
-def test_cut_and_changed_files_are_refused_or_read_and_never_worse() -> None:
+def test_damaged_raw_files_are_read_or_refused() -> None:
     data = tiny_dng(two_colours(WIDE), orientation=6)
     random = np.random.default_rng(11)
     cuts = [data[:size] for size in random.integers(8, len(data), 20).tolist()]
@@ -116,7 +116,7 @@ def test_without_rawpy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory_to_decode(tiny_dng()) == 0
 
 
-def test_threads_do_not_disturb_each_other() -> None:
+def test_threads_can_read_raw_files_at_once() -> None:
     def side_of(data: bytes) -> str:
         return blue_side(decode(data, max_bytes=MAX_APART_BYTES))
 
@@ -129,7 +129,7 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 
 @pytest.mark.parametrize("preview", [None, two_colours((120, 80)), two_colours(WIDE)[:700]])
-def test_what_must_be_developed_is_so_in_a_process_that_can_be_ended(
+def test_raw_files_are_developed_in_a_process_that_can_be_stopped(
     preview: bytes | None, tmp_path: Path
 ) -> None:
     data = tiny_dng(None)

@@ -69,7 +69,7 @@ def windows_by_loop(maps: NDArray[np.float64], grid: RegionGrid) -> Iterator[NDA
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_rows_are_of_the_windows_that_the_boxes_say(
+def test_rows_belong_to_the_windows_of_their_boxes(
     bundle: Bundle, engine: str, grid: RegionGrid
 ) -> None:
     pixels = images(3, grid.size_px)

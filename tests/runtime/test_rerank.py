@@ -56,7 +56,7 @@ def solved(scores: Rows, neighbours: NDArray[np.int64], similarities: Rows, seed
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(1, 6), st.integers(1, 12))
-def test_diffusion_is_what_a_dense_matrix_gives(
+def test_diffusion_equals_that_with_a_dense_matrix(
     seed: int, count: int, width: int, seeds: int
 ) -> None:
     gallery = random_rows(count, seed)
@@ -68,7 +68,7 @@ def test_diffusion_is_what_a_dense_matrix_gives(
     np.testing.assert_allclose(found, solved(scores, near, similarities, seeds), atol=1e-5)
 
 
-def test_without_neighbours_the_order_stays() -> None:
+def test_without_neighbours_the_order_does_not_change() -> None:
     scores = np.linspace(0.9, -0.2, 30).astype(np.float32)
     none = np.full((30, 5), -1, dtype=np.int64)
     order = np.argsort(-diffuse(scores, none, np.zeros((30, 5), np.float32)), kind="stable")
@@ -76,7 +76,7 @@ def test_without_neighbours_the_order_stays() -> None:
     assert diffuse(scores[:0], none[:0], np.zeros((0, 5), np.float32)).shape == (0,)
 
 
-def test_nearest_rows_are_those_of_a_loop() -> None:
+def test_nearest_rows_equal_a_loop() -> None:
     gallery, rows = random_rows(57, 1), random_rows(23, 2)
     places, scores = nearest_rows(rows, gallery, 7, block=5)
     for row in range(23):
@@ -98,7 +98,7 @@ def test_an_expanded_query_is_a_unit_row_nearer_to_its_hits() -> None:
 
 
 @pytest.mark.parametrize("rerank", ["expand", "diffusion"])
-def test_photos_that_are_like_each_other_are_found_from_a_poor_sketch(rerank: Rerank) -> None:
+def test_diffusion_finds_similar_photos_from_a_poor_sketch(rerank: Rerank) -> None:
     rng = np.random.default_rng(5)
     centres = rng.normal(size=(8, 24))
     labels = np.repeat(np.arange(8), 12)
@@ -117,7 +117,7 @@ def test_photos_that_are_like_each_other_are_found_from_a_poor_sketch(rerank: Re
     assert mean_average_precision(rerank) > mean_average_precision("none") + 0.02
 
 
-def test_an_unknown_way_is_refused_by_name() -> None:
+def test_an_unknown_reranking_is_refused_by_name() -> None:
     with pytest.raises(BadConfig, match="'magic'"):
         require_rerank("magic")
     for known in RERANKS:
@@ -125,7 +125,7 @@ def test_an_unknown_way_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "hamming"])
-def test_only_a_ranking_by_cosine_is_put_in_another_order(distance: Distance) -> None:
+def test_only_rankings_by_cosine_can_be_reranked(distance: Distance) -> None:
     rows = random_rows(5)
     codes = np.zeros((5, 8), dtype=np.uint8)
     sides = codes if distance == "hamming" else rows
@@ -142,13 +142,13 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_a_query_without_feedback_is_itself() -> None:
+def test_a_query_without_feedback_does_not_change() -> None:
     query = unit_rows(1, 8)[0]
     np.testing.assert_allclose(refine(query, NONE, NONE), query, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_it_moves_to_what_is_liked_and_away_from_what_is_not(seed: int) -> None:
+def test_feedback_moves_the_query_towards_liked_and_away_from_disliked_photos(seed: int) -> None:
     query, liked, disliked = unit_rows(3, 8, seed)
     towards = refine(query, liked[None], NONE)
     away = refine(query, liked[None], disliked[None])
@@ -159,24 +159,24 @@ def test_it_moves_to_what_is_liked_and_away_from_what_is_not(seed: int) -> None:
     assert towards.dtype == away.dtype == np.float32
 
 
-def test_the_order_and_the_number_of_the_liked_do_not_matter() -> None:
+def test_repeating_and_reordering_likes_changes_nothing() -> None:
     liked = unit_rows(4, 8)
     expected = refine(None, liked, NONE)
     np.testing.assert_allclose(refine(None, liked[::-1], NONE), expected, atol=1e-6)
     np.testing.assert_allclose(refine(None, np.tile(liked, (3, 1)), NONE), expected, atol=1e-6)
 
 
-def test_what_cancels_out_leaves_what_is_liked() -> None:
+def test_likes_and_dislikes_of_the_same_photos_leave_the_query() -> None:
     query = unit_rows(1, 8)[0]
     assert np.isfinite(refine(None, query[None], query[None], disliked_weight=4)).all()
 
 
-def test_nothing_to_start_from_is_refused() -> None:
+def test_feedback_without_a_query_or_likes_is_refused() -> None:
     with pytest.raises(BadConfig):
         refine(None, NONE, unit_rows(1, 8))
 
 
-def test_a_gallery_refines_by_its_photos(tmp_path: Path) -> None:
+def test_a_gallery_refines_a_query_by_its_photos(tmp_path: Path) -> None:
     rows = unit_rows(40, 8)
     gallery_of(tmp_path / "gallery.sbtk", rows)
     with Gallery.open(tmp_path / "gallery.sbtk") as gallery:

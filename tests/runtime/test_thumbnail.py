@@ -29,7 +29,7 @@ def test_thumbnails_are_upright(tmp_path: Path) -> None:
     assert thumbnail(path, 100).size == (50, 100)
 
 
-def test_bytes_and_their_file_give_the_same(tmp_path: Path) -> None:
+def test_bytes_and_their_file_give_the_same_thumbnail(tmp_path: Path) -> None:
     data = jpeg(Image.linear_gradient("L").convert("RGB"))
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
@@ -37,18 +37,18 @@ def test_bytes_and_their_file_give_the_same(tmp_path: Path) -> None:
     assert thumbnail(data, 64).size == (64, 64)
 
 
-def test_small_photos_are_not_blown_up() -> None:
+def test_small_photos_are_not_enlarged() -> None:
     assert thumbnail(jpeg(Image.new("RGB", (40, 30))), 100).size == (40, 30)
 
 
-def test_what_is_transparent_becomes_white() -> None:
+def test_transparent_parts_become_white() -> None:
     buffer = io.BytesIO()
     Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(buffer, "PNG")
     assert thumbnail(buffer.getvalue()).getpixel((10, 10)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("written", [jpeg_bytes, png_bytes], ids=["jpeg", "png"])
-def test_a_copy_tells_neither_camera_nor_comment(written: Callable[[Image.Image], bytes]) -> None:
+def test_thumbnails_have_no_camera_and_no_comment(written: Callable[[Image.Image], bytes]) -> None:
     original = jpeg(Image.new("RGB", (300, 200), (200, 30, 30)))
     assert b"Maker of cameras" in original
     assert b"taken at home" in original
@@ -62,7 +62,7 @@ def test_a_copy_tells_neither_camera_nor_comment(written: Callable[[Image.Image]
     assert max(abs(a - b) for a, b in zip(middle, (200, 30, 30), strict=True)) < 8
 
 
-def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+def test_other_files_have_no_thumbnail(tmp_path: Path) -> None:
     with pytest.raises(BadImage):
         thumbnail(b"nothing")
     with pytest.raises(BadImage, match="No such file"):

@@ -70,7 +70,7 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_two_processes_have_the_losses_and_the_student_of_one(
+def test_two_processes_give_the_losses_and_the_student_of_one(
     name: str, shared: Path, data: Path, tmp_path: Path
 ) -> None:
     alone = run(CONFIGS[name](data), tmp_path)
@@ -98,7 +98,7 @@ def test_only_the_first_process_writes(shared: Path) -> None:
     assert record["epochs_done"] == 1
 
 
-def test_any_process_stops_all_and_the_run_resumes_to_the_same_student(
+def test_a_stop_of_any_process_stops_all_and_the_run_resumes_to_the_same_student(
     shared: Path, tmp_path: Path
 ) -> None:
     # That it ended as one process does without a stop, is among the cases above.
@@ -111,7 +111,7 @@ def test_any_process_stops_all_and_the_run_resumes_to_the_same_student(
 
 
 @pytest.mark.parametrize("name", UNEVEN)
-def test_shares_of_different_length_give_the_gradients_and_moments_of_the_whole(
+def test_shards_of_different_lengths_give_the_gradients_and_moments_of_the_full_batch(
     name: str, shared: Path
 ) -> None:
     student = small_student()
@@ -131,7 +131,7 @@ TINY = """
 """.split()  # noqa: SIM905
 
 
-def test_torchrun_ended_by_a_signal_leaves_a_save_to_go_on_with(data: Path, tmp_path: Path) -> None:
+def test_a_signal_to_torchrun_leaves_a_checkpoint_to_resume(data: Path, tmp_path: Path) -> None:
     words = ["-m", "sbtk_cli", "train", str(data), *TINY, "--epochs", "400"]
     running = subprocess.Popen(
         [*TORCHRUN, *words, "--checkpoint-minutes", "0"],
@@ -158,7 +158,7 @@ def test_torchrun_ended_by_a_signal_leaves_a_save_to_go_on_with(data: Path, tmp_
     else True,
     reason="folders of its own for each process need unshare, and the right to mount",
 )
-def test_a_fault_in_one_process_ends_all_with_one_message(data: Path, tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all_with_one_message(data: Path, tmp_path: Path) -> None:
     for rank in range(2):
         shutil.copytree(data, tmp_path / str(rank) / "data")
     # The first process checks the data; the second has a share of every batch of it.

@@ -17,7 +17,7 @@ from sbtk_train.data.splits import open_split
         ("sbtknet", "TUB-SH", "sbtk"),
     ],
 )
-def test_the_recipe_is_that_of_the_splits_data(method: Method, split: str, name: str) -> None:
+def test_the_recipe_is_that_of_the_splits_data_set(method: Method, split: str, name: str) -> None:
     assert open_split(split).name.casefold() == split.casefold()
     assert default_recipe(method, split) == name
 

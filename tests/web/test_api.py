@@ -52,7 +52,7 @@ def id_of(place: Workplace, name: str) -> int:
         return next(photo.id for photo in gallery._view.photos() if photo.path == path)
 
 
-def test_a_query_answers_with_the_hits_that_python_finds(
+def test_a_query_returns_the_hits_of_the_python_api(
     server: ServeProcess, shared: Workplace
 ) -> None:
     sketch = sketch_png(3)
@@ -68,7 +68,7 @@ def test_a_query_answers_with_the_hits_that_python_finds(
 
 
 @pytest.mark.parametrize(("name", "form"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_images_of_all_three_formats_are_taken(
+def test_images_of_all_three_formats_are_accepted(
     server: ServeProcess, shared: Workplace, name: str, form: str
 ) -> None:
     buffer = io.BytesIO()
@@ -77,16 +77,14 @@ def test_images_of_all_three_formats_are_taken(
     assert answer.json()["hits"] == [h.to_json() for h in shared.hits(buffer.getvalue(), k=5)]
 
 
-def test_a_photo_finds_itself_when_it_is_called_one(
-    server: ServeProcess, shared: Workplace
-) -> None:
+def test_a_photo_finds_itself_with_as_photo(server: ServeProcess, shared: Workplace) -> None:
     photo = shared.photos / "photo-0003.png"
     (hit,) = query(server.port, photo.read_bytes(), "?k=1&as=photo").json()["hits"]
     assert hit["path"] == str(photo)
     assert hit["score"] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_photo_is_detected_and_searched_as_one_unless_it_is_called_a_sketch(
+def test_a_photo_is_detected_unless_the_request_says_sketch(
     server: ServeProcess, shared: Workplace
 ) -> None:
     photo = (shared.photos / "photo-0003.png").read_bytes()
@@ -111,7 +109,7 @@ def _form(*images: bytes, field: str = "image") -> bytes:
 IN_FORM = {"content-type": "multipart/form-data; boundary=edge"}
 
 
-def test_a_form_with_the_field_image_is_as_good_as_a_body(server: ServeProcess) -> None:
+def test_a_form_with_the_field_image_is_accepted(server: ServeProcess) -> None:
     sketch = sketch_png(3)
     form = query(server.port, _form(sketch), "?k=5", "multipart/form-data; boundary=edge")
     assert form.status == 200
@@ -140,9 +138,7 @@ def test_a_form_of_another_kind_is_refused(
     assert "one file in the field 'image'" in answer.json()["error"]["message"]
 
 
-def test_hits_are_ordered_as_the_parameter_rerank_says(
-    server: ServeProcess, shared: Workplace
-) -> None:
+def test_hits_are_ordered_by_the_parameter_rerank(server: ServeProcess, shared: Workplace) -> None:
     sketch = sketch_png(3)
     with Gallery.open(shared.gallery) as gallery, shared.embedder() as embedder:
         for rerank in ("none", "expand", "diffusion"):
@@ -156,21 +152,19 @@ def test_hits_are_ordered_as_the_parameter_rerank_says(
     assert (wrong.status, wrong.code) == (422, "bad_parameter")
 
 
-def test_fewer_photos_than_asked_for_are_all_there_are(server: ServeProcess) -> None:
+def test_a_small_gallery_returns_all_its_photos(server: ServeProcess) -> None:
     content = query(server.port, sketch_png(), "?k=200").json()
     assert [hit["rank"] for hit in content["hits"]] == list(range(1, 35))
     assert content["notices"] == ["only 34 photos are searchable, so there are fewer hits"]
 
 
-def test_what_was_done_to_a_sketch_is_told(server: ServeProcess) -> None:
+def test_notices_say_how_a_sketch_was_changed(server: ServeProcess) -> None:
     light_on_dark = png(tiny_sketch(0).point(lambda value: 255 - value))
     (notice,) = query(server.port, light_on_dark).json()["notices"]
     assert "inverted" in notice
 
 
-def test_only_photos_of_a_folder_are_found_when_one_is_named(
-    server: ServeProcess, shared: Workplace
-) -> None:
+def test_a_folder_limits_the_hits(server: ServeProcess, shared: Workplace) -> None:
     under = quote(str(shared.photos / "album"))
     hits = query(server.port, sketch_png(), f"?under={under}").json()["hits"]
     assert len(hits) == 6
@@ -179,7 +173,7 @@ def test_only_photos_of_a_folder_are_found_when_one_is_named(
     assert (nothing["hits"], len(nothing["notices"])) == ([], 1)
 
 
-def test_only_photos_of_some_days_are_found_by_every_route(server: ServeProcess) -> None:
+def test_every_route_can_be_limited_to_a_period(server: ServeProcess) -> None:
     def count(days: str) -> set[int]:
         body = _form(sketch_png())
         answers = [
@@ -206,13 +200,13 @@ def test_only_photos_of_some_days_are_found_by_every_route(server: ServeProcess)
     "days",
     ["taken_from=2024-13-01", "taken_to=yesterday", "taken_from=2024-06-01&taken_to=2024-05-31"],
 )
-def test_days_that_are_none_are_refused(server: ServeProcess, days: str) -> None:
+def test_invalid_days_are_refused(server: ServeProcess, days: str) -> None:
     refused = query(server.port, sketch_png(), f"?{days}")
     assert (refused.status, refused.code) == (422, "bad_parameter")
     assert "taken_" in refused.json()["error"]["message"]
 
 
-def test_a_folder_may_have_any_bytes_in_its_name(workplace: Workplace) -> None:
+def test_folder_names_may_contain_any_bytes(workplace: Workplace) -> None:
     folder = workplace.photos / os.fsdecode(b"caf\xe9 + 100%&more")
     folder.mkdir()
     (workplace.photos / "photo-0001.png").rename(folder / "photo-0001.png")
@@ -257,7 +251,7 @@ def test_parameters_out_of_range_are_named(server: ServeProcess, parameters: str
 
 
 @pytest.mark.parametrize("number", ODD_NUMBERS)
-def test_numbers_are_plain_digits(server: ServeProcess, number: str) -> None:
+def test_numbers_must_be_plain_digits(server: ServeProcess, number: str) -> None:
     for path, name in (
         (f"/v1/photos/1/similar?k={number}", "k"),
         (f"/v1/photos?limit={number}", "limit"),
@@ -289,18 +283,18 @@ def test_unknown_parameters_are_refused_everywhere(
 @pytest.mark.parametrize(
     "given", ["?k=3&k=3", "?as=sketch&as=photo", "?under=/a&under=/b", "?k=3&%6b=4", "?k&k=3"]
 )
-def test_a_parameter_that_is_given_twice_is_refused(server: ServeProcess, given: str) -> None:
+def test_a_repeated_parameter_is_refused(server: ServeProcess, given: str) -> None:
     answer = query(server.port, sketch_png(), given)
     assert (answer.status, answer.code) == (422, "bad_parameter")
     assert "given 2 times" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/static/theme.css"])
-def test_pages_take_what_links_to_them_carry(server: ServeProcess, path: str) -> None:
+def test_pages_ignore_parameters_that_links_add(server: ServeProcess, path: str) -> None:
     assert ask(server.port, path + "?utm_source=x&utm_source=y").status == 200
 
 
-def test_an_empty_sketch_is_told_from_a_bad_image(server: ServeProcess) -> None:
+def test_an_empty_sketch_and_a_bad_image_have_different_codes(server: ServeProcess) -> None:
     empty = query(server.port, png(Image.new("L", (200, 200), 255)))
     assert (empty.status, empty.code) == (400, "empty_sketch")
     cut = query(server.port, sketch_png()[: len(sketch_png()) // 2])
@@ -314,7 +308,7 @@ def test_an_empty_sketch_is_told_from_a_bad_image(server: ServeProcess) -> None:
     assert (svg.status, svg.code) == (415, "unsupported_type")
 
 
-def test_an_image_that_takes_too_much_memory_is_refused_from_its_header(
+def test_an_image_that_takes_too_much_memory_is_refused_by_its_header(
     server: ServeProcess,
 ) -> None:
     answer = query(server.port, png(Image.new("1", (9_000, 9_000))), "?as=photo")
@@ -322,7 +316,7 @@ def test_an_image_that_takes_too_much_memory_is_refused_from_its_header(
     assert f"{MAX_DECODE_BYTES >> 20} MiB" in answer.json()["error"]["message"]
 
 
-def test_what_is_known_of_a_photo(server: ServeProcess, shared: Workplace) -> None:
+def test_a_photo_is_described(server: ServeProcess, shared: Workplace) -> None:
     photo = shared.photos / "album" / "photo-0002.jpg"
     photo_id = id_of(shared, "album/photo-0002.jpg")
     content = ask(server.port, f"/v1/photos/{photo_id}").json()
@@ -340,7 +334,7 @@ def test_what_is_known_of_a_photo(server: ServeProcess, shared: Workplace) -> No
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_come_whole_to_programs_and_escaped_to_people(
+def test_unusual_names_are_exact_for_programs_and_escaped_for_display(
     server: ServeProcess, shared: Workplace, name: bytes
 ) -> None:
     photo_id = id_of(shared, os.fsdecode(name))
@@ -359,7 +353,7 @@ def test_odd_names_come_whole_to_programs_and_escaped_to_people(
 
 
 @pytest.mark.parametrize("size_px", [180, 360, 720, 1600])
-def test_thumbnails_are_small_jpegs_that_are_not_blown_up(
+def test_thumbnails_are_small_jpegs_that_are_not_enlarged(
     server: ServeProcess, shared: Workplace, size_px: int
 ) -> None:
     photo_id = id_of(shared, "large.webp")
@@ -371,7 +365,7 @@ def test_thumbnails_are_small_jpegs_that_are_not_blown_up(
         assert image.width / image.height == pytest.approx(1.5, abs=0.02)
 
 
-def test_thumbnails_are_upright_and_tell_nothing_but_pixels(
+def test_thumbnails_are_upright_and_have_no_metadata(
     server: ServeProcess, shared: Workplace
 ) -> None:
     photo_id = id_of(shared, "turned.jpg")
@@ -384,9 +378,7 @@ def test_thumbnails_are_upright_and_tell_nothing_but_pixels(
 
 
 @pytest.mark.parametrize("what", ["thumbnail", "thumbnail?size=180", "file"])
-def test_a_copy_that_is_still_good_is_not_sent_again(
-    server: ServeProcess, shared: Workplace, what: str
-) -> None:
+def test_a_current_copy_gets_a_304(server: ServeProcess, shared: Workplace, what: str) -> None:
     path = f"/v1/photos/{id_of(shared, 'photo-0000.jpg')}/{what}"
     first = ask(server.port, path)
     assert first.headers["cache-control"] == "private, no-cache"
@@ -397,7 +389,7 @@ def test_a_copy_that_is_still_good_is_not_sent_again(
     assert ask(server.port, path, headers={"if-none-match": '"other"'}).body == first.body
 
 
-def test_tags_differ_between_sizes_and_photos(server: ServeProcess, shared: Workplace) -> None:
+def test_etags_differ_between_sizes_and_photos(server: ServeProcess, shared: Workplace) -> None:
     ids = [id_of(shared, name) for name in ("photo-0000.jpg", "photo-0002.jpg")]
     whats = ("thumbnail?size=180", "thumbnail?size=360", "file")
     tags = {
@@ -416,7 +408,7 @@ def test_tags_differ_between_sizes_and_photos(server: ServeProcess, shared: Work
         ("large.webp", "image/webp"),
     ],
 )
-def test_a_file_comes_as_it_is(
+def test_a_file_is_sent_unchanged(
     server: ServeProcess, shared: Workplace, name: str, media_type: str
 ) -> None:
     answer = ask(server.port, f"/v1/photos/{id_of(shared, name)}/file")
@@ -424,7 +416,7 @@ def test_a_file_comes_as_it_is(
     assert answer.body == (shared.photos / name).read_bytes()
 
 
-def test_alike_photos_are_found_without_the_photo_itself(
+def test_similar_photos_do_not_include_the_photo_itself(
     server: ServeProcess, shared: Workplace
 ) -> None:
     photo_id = id_of(shared, "photo-0004.jpg")
@@ -477,7 +469,7 @@ def test_photos_are_listed_newest_first(workplace: Workplace) -> None:
         assert "copies" not in inside["photos"][0]
 
 
-def test_copies_are_one_hit_or_each_one(workplace: Workplace) -> None:
+def test_copies_are_one_hit_or_separate_hits(workplace: Workplace) -> None:
     for number in range(3):
         shutil.copy(workplace.photos / "photo-0001.png", workplace.photos / f"copy {number}.png")
     workplace.index()
@@ -499,7 +491,7 @@ def test_copies_are_one_hit_or_each_one(workplace: Workplace) -> None:
 
 
 @pytest.mark.parametrize("what", ["", "/thumbnail", "/file", "/similar"])
-def test_there_is_no_photo_without_a_known_id(server: ServeProcess, what: str) -> None:
+def test_unknown_ids_are_not_found(server: ServeProcess, what: str) -> None:
     for photo_id in (*("0", "999", "-1", "1.5", "one", str(10**40)), *ODD_NUMBERS):
         answer = ask(server.port, f"/v1/photos/{photo_id}{what}")
         assert (answer.status, answer.code) == (404, "no_photo")
@@ -520,7 +512,7 @@ def test_the_gallery_is_described(server: ServeProcess, shared: Workplace) -> No
     )
 
 
-def test_health_tells_the_engine_that_is_really_in_use(server: ServeProcess) -> None:
+def test_health_names_the_engine_in_use(server: ServeProcess) -> None:
     import onnxruntime
 
     status, health = server.health()
@@ -542,7 +534,7 @@ def test_health_tells_the_engine_that_is_really_in_use(server: ServeProcess) -> 
     }
 
 
-def test_figures_count_what_was_asked(server: ServeProcess) -> None:
+def test_metrics_count_requests(server: ServeProcess) -> None:
     def figures() -> dict[tuple[str, str], float]:
         answer = ask(server.port, "/metrics")
         assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -577,7 +569,7 @@ def test_figures_count_what_was_asked(server: ServeProcess) -> None:
     assert after["process_resident_memory_bytes", ""] > 10e6
 
 
-def test_the_description_names_every_route_and_error(server: ServeProcess) -> None:
+def test_the_openapi_description_has_every_route_and_error(server: ServeProcess) -> None:
     described: dict[str, Any] = ask(server.port, "/openapi.json").json()
     assert {path: set(entry) for path, entry in described["paths"].items()} == ROUTES
     asked = described["paths"]["/v1/query"]["post"]
@@ -621,7 +613,7 @@ def test_the_description_names_every_route_and_error(server: ServeProcess) -> No
         "/nothing",
     ],
 )
-def test_head_is_answered_as_get_but_without_a_body(server: ServeProcess, path: str) -> None:
+def test_head_is_answered_like_get_without_a_body(server: ServeProcess, path: str) -> None:
     get, head = ask(server.port, path), ask(server.port, path, "HEAD")
     assert get.body
     assert head.body == b""
@@ -632,7 +624,7 @@ def test_head_is_answered_as_get_but_without_a_body(server: ServeProcess, path: 
     assert int(head.headers["content-length"]) == len(get.body)
 
 
-def test_head_sends_no_body_that_the_next_answer_would_be_taken_for(server: ServeProcess) -> None:
+def test_head_leaves_no_body_before_the_next_response(server: ServeProcess) -> None:
     asked = f"HEAD /v1/photos/1/file HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
     with connected(server.port) as client:
         client.sendall(f"{asked}\r\n{asked}\r\n{asked}Connection: close\r\n\r\n".encode())
@@ -642,7 +634,7 @@ def test_head_sends_no_body_that_the_next_answer_would_be_taken_for(server: Serv
     assert received.endswith(b"\r\n\r\n")
 
 
-def test_head_knows_copies_that_are_still_good(server: ServeProcess) -> None:
+def test_head_returns_304_for_current_copies(server: ServeProcess) -> None:
     tag = ask(server.port, "/v1/photos/1/file").headers["etag"]
     for what in ("file", "similar?k=3"):
         assert ask(server.port, f"/v1/photos/1/{what}", "HEAD").status == 200
@@ -650,7 +642,7 @@ def test_head_knows_copies_that_are_still_good(server: ServeProcess) -> None:
     assert (again.status, again.headers["etag"]) == (304, tag)
 
 
-def test_wrong_addresses_and_methods_are_told_in_the_same_form(server: ServeProcess) -> None:
+def test_wrong_addresses_and_methods_give_errors_of_the_same_form(server: ServeProcess) -> None:
     for path in ("/nothing", "/v1/photos/1/thumbnail/", "/v1/photos/", "/static/none.js"):
         answer = ask(server.port, path)
         assert (answer.status, answer.code) == (404, "not_found"), path
@@ -705,7 +697,7 @@ def test_the_details_of_a_photo_come_from_its_file(server: ServeProcess, shared:
     assert ask(server.port, "/v1/photos/99999/details").code == "no_photo"
 
 
-def test_a_batch_answers_each_image(server: ServeProcess) -> None:
+def test_a_batch_has_a_result_for_each_image(server: ServeProcess) -> None:
     images = [sketch_png(3), b"not an image", sketch_png(4)]
     answer = ask(server.port, "/v1/queries?as=sketch&limit=5", "POST", _form(*images), IN_FORM)
     assert answer.status == 200
@@ -722,7 +714,7 @@ def test_a_batch_has_a_limit(server: ServeProcess, count: int) -> None:
     assert (answer.status, answer.code) == (400, "bad_form")
 
 
-def test_a_batch_is_a_form_with_images_only(server: ServeProcess) -> None:
+def test_a_batch_is_a_form_of_images_only(server: ServeProcess) -> None:
     body = _form(sketch_png(), field="other")
     assert ask(server.port, "/v1/queries", "POST", body, IN_FORM).code == "bad_form"
     raw = ask(server.port, "/v1/queries", "POST", sketch_png(), {"content-type": "image/png"})

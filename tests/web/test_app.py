@@ -44,7 +44,7 @@ def ask(app: ASGIApp, path: str, method: str = "GET", body: bytes = b"") -> http
     return asyncio.run(answered())
 
 
-def test_until_it_is_loaded_everyone_is_told_to_come_back(loading: ASGIApp) -> None:
+def test_until_it_is_loaded_requests_get_a_503_with_retry_after(loading: ASGIApp) -> None:
     answers = [ask(loading, "/v1/query", "POST", sketch_png())]
     for path in ("gallery", "photos/1", "photos/1/thumbnail", "photos/1/file", "photos/1/similar"):
         answers.append(ask(loading, f"/v1/{path}"))
@@ -57,7 +57,7 @@ def test_until_it_is_loaded_everyone_is_told_to_come_back(loading: ASGIApp) -> N
         assert ask(loading, path).status_code == 200
 
 
-def test_a_generation_that_was_described_is_let_go_when_the_next_one_comes(
+def test_a_described_generation_is_closed_when_the_next_one_is_opened(
     workplace: Workplace,
 ) -> None:
     # Its graph may be the largest thing in memory.
@@ -107,7 +107,7 @@ print(ask(guarded_app(service, access_rules("127.0.0.1")), "/healthz").status_co
 """
 
 
-def test_no_collector_of_telemetry_hears_of_requests(tmp_path: Path) -> None:
+def test_requests_are_not_reported_to_telemetry(tmp_path: Path) -> None:
     # FastAPI tells one that the environment has set up.
     pytest.importorskip("opentelemetry")
     done = subprocess.run(

@@ -62,7 +62,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
     "host",
     ["127.0.0.1", "127.0.0.1:8000", "localhost:8000", "LOCALHOST:8000", "[::1]:8000", "localhost."],
 )
-def test_the_loopback_names_are_answered(host: str) -> None:
+def test_loopback_names_are_accepted(host: str) -> None:
     assert ask(access_rules("127.0.0.1"), host=host).status_code == 200
 
 
@@ -80,19 +80,19 @@ def test_the_loopback_names_are_answered(host: str) -> None:
         "2130706433:8000",
     ],
 )
-def test_other_names_are_refused_since_anyone_can_point_a_name_at_this_machine(host: str) -> None:
+def test_other_host_names_are_refused(host: str) -> None:
     for path in ("/v1/gallery", "/healthz", "/"):
         assert refusal(ask(access_rules("127.0.0.1"), path, host=host)) == (403, "foreign_host")
 
 
-def test_names_can_be_allowed_for_reverse_proxies() -> None:
+def test_host_names_can_be_allowed_for_reverse_proxies() -> None:
     rules = access_rules("127.0.0.1", ["Photos.Example:443"])
     assert ask(rules, host="photos.example").status_code == 200
     assert ask(rules, host="photos.example:8443").status_code == 200
     assert refusal(ask(rules, host="other.example"))[1] == "foreign_host"
 
 
-def test_a_server_on_all_addresses_is_called_by_any_address_and_by_no_other_name() -> None:
+def test_a_server_on_all_addresses_accepts_any_address_but_no_other_name() -> None:
     for listening in ("0.0.0.0", "::"):
         rules = access_rules(listening, token=TOKEN)
         for address in ("192.168.1.7:8000", "[fe80::17]:8000"):
@@ -104,14 +104,14 @@ def test_a_server_on_all_addresses_is_called_by_any_address_and_by_no_other_name
     assert refusal(ask(one, host="192.168.1.8", authorization=BEARER))[1] == "foreign_host"
 
 
-def test_no_server_is_open_to_other_machines_without_a_token() -> None:
+def test_serving_other_machines_requires_a_token() -> None:
     for host in ("0.0.0.0", "::", "192.168.1.7", "nas.lan"):
         with pytest.raises(BadConfig):
             access_rules(host)
         assert access_rules(host, token=TOKEN).token == TOKEN
 
 
-def test_the_own_page_may_ask_and_so_may_programs() -> None:
+def test_the_page_and_programs_can_send_requests() -> None:
     rules = access_rules("127.0.0.1")
     own = {"origin": f"http://{HOST}", "sec_fetch_site": "same-origin"}
     assert ask(rules, "/v1/query", "POST", **own).status_code == 200
@@ -119,7 +119,7 @@ def test_the_own_page_may_ask_and_so_may_programs() -> None:
     assert ask(rules, sec_fetch_site="none").status_code == 200
 
 
-def test_behind_a_proxy_the_page_came_by_https() -> None:
+def test_behind_a_proxy_the_pages_origin_may_be_https() -> None:
     rules = access_rules("127.0.0.1", ["photos.example"])
     asked = {"host": "photos.example", "origin": "https://photos.example"}
     assert ask(rules, "/v1/query", "POST", **asked).status_code == 200
@@ -140,7 +140,7 @@ def test_behind_a_proxy_the_page_came_by_https() -> None:
         "chrome-extension://abcdef",
     ],
 )
-def test_other_pages_may_not_ask(origin: str) -> None:
+def test_other_sites_cannot_send_requests(origin: str) -> None:
     for method in ("GET", "POST", "OPTIONS"):
         answer = ask(access_rules("127.0.0.1"), "/v1/query", method, origin=origin)
         assert refusal(answer) == (403, "foreign_origin")
@@ -148,13 +148,13 @@ def test_other_pages_may_not_ask(origin: str) -> None:
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "unheard-of"])
-def test_other_pages_may_not_embed_images_or_scripts(site: str) -> None:
+def test_other_sites_cannot_embed_images_or_scripts(site: str) -> None:
     for path in ("/v1/gallery", "/static/main.js", "/healthz", "/"):
         answer = ask(access_rules("127.0.0.1"), path, sec_fetch_site=site, sec_fetch_mode="no-cors")
         assert refusal(answer) == (403, "foreign_origin")
 
 
-def test_a_link_on_another_page_may_lead_to_the_page_but_not_into_a_frame_or_the_api() -> None:
+def test_other_sites_can_link_to_the_page_but_not_frame_it_or_call_the_api() -> None:
     rules = access_rules("127.0.0.1")
     visit = {
         "sec_fetch_site": "cross-site",
@@ -168,7 +168,7 @@ def test_a_link_on_another_page_may_lead_to_the_page_but_not_into_a_frame_or_the
     assert refusal(ask(rules, "/", **framed))[1] == "foreign_origin"
 
 
-def test_head_is_let_through_and_refused_as_get_is() -> None:
+def test_head_is_accepted_and_refused_like_get() -> None:
     open_to_all, closed = access_rules("127.0.0.1"), access_rules("0.0.0.0", token=TOKEN)
     visit = {
         "sec_fetch_site": "cross-site",
@@ -192,7 +192,7 @@ def test_head_is_let_through_and_refused_as_get_is() -> None:
         assert head.headers == get.headers
 
 
-def test_without_the_token_nothing_is_told_but_health() -> None:
+def test_without_the_token_only_health_is_available() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     for path in ("/", "/v1/gallery", "/static/main.js", "/nothing/here"):
         answer = ask(rules, path)
@@ -203,7 +203,7 @@ def test_without_the_token_nothing_is_told_but_health() -> None:
     assert ask(access_rules("127.0.0.1"), "/healthz").text == "reached, trusted: True"
 
 
-def test_people_are_told_in_a_page_what_programs_are_told_in_json() -> None:
+def test_errors_are_pages_for_browsers_and_json_for_programs() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     for path, message in (
@@ -223,7 +223,7 @@ def test_people_are_told_in_a_page_what_programs_are_told_in_json() -> None:
     assert refusal(ask(rules, "/")) == (401, "no_token")
 
 
-def test_a_program_shows_the_token_in_a_header() -> None:
+def test_a_program_sends_the_token_in_a_header() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     for given in (f"Bearer {TOKEN}", f"bearer {TOKEN}"):
         assert ask(rules, "/healthz", authorization=given).text == "reached, trusted: True"
@@ -233,7 +233,7 @@ def test_a_program_shows_the_token_in_a_header() -> None:
     assert ask(rules, "/healthz", **wrong).text == "reached, trusted: False"
 
 
-def test_a_browser_shows_the_token_once_and_then_a_cookie() -> None:
+def test_a_browser_sends_the_token_once_and_then_a_cookie() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     answer = ask(rules, f"/?token={TOKEN}")
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
@@ -248,7 +248,7 @@ def test_a_browser_shows_the_token_once_and_then_a_cookie() -> None:
     assert refusal(ask(rules, cookie=f"token={TOKEN}")) == (401, "no_token")
 
 
-def test_by_https_the_cookie_is_for_https_only() -> None:
+def test_over_https_the_cookie_is_secure() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     direct = ask(rules, f"/?token={TOKEN}", origin_of_url="https://server")
     behind_a_proxy = ask(rules, f"/?token={TOKEN}", x_forwarded_proto="https")
@@ -264,7 +264,7 @@ def test_a_wrong_token_in_the_address_gives_no_cookie() -> None:
         assert "set-cookie" not in answer.headers
 
 
-def test_a_link_with_the_token_works_from_another_page_too() -> None:
+def test_a_link_with_the_token_works_from_another_site() -> None:
     # Browsers do not send a new SameSite=Strict cookie along such a redirect.
     rules = access_rules("0.0.0.0", token=TOKEN)
     visit = {
@@ -286,7 +286,7 @@ def test_servers_with_other_tokens_have_other_cookies() -> None:
     assert len(names) == 2
 
 
-def test_tokens_that_a_cookie_or_guessing_would_break_are_refused() -> None:
+def test_short_tokens_and_tokens_unfit_for_cookies_are_refused() -> None:
     for token in ("", "short", "with space in", "semi;colon;s", "x" * 257, "line\nend-of-token"):
         with pytest.raises(BadConfig):
             access_rules("127.0.0.1", token=token)
@@ -296,7 +296,7 @@ def test_tokens_that_a_cookie_or_guessing_would_break_are_refused() -> None:
         assert access_rules("127.0.0.1", token=token).token == token
 
 
-def test_hosts_that_are_none_are_refused() -> None:
+def test_invalid_hosts_are_refused() -> None:
     for host in ("http://photos.example", "a b", "", "photos.example/x"):
         with pytest.raises(BadConfig):
             access_rules("127.0.0.1", [host])
@@ -309,7 +309,7 @@ def test_only_loopback_addresses_need_no_token() -> None:
         assert not is_loopback(host)
 
 
-def test_every_answer_has_the_headers_that_keep_browsers_careful() -> None:
+def test_every_response_has_security_headers() -> None:
     rules = access_rules("127.0.0.1")
     for answer in (ask(rules), ask(rules, "/nothing"), ask(rules, host="evil.example")):
         assert answer.headers["x-content-type-options"] == "nosniff"

@@ -74,7 +74,9 @@ def _ids(hits: Any) -> list[int]:
     return [hit.id if isinstance(hit, Hit) else hit["id"] for hit in hits]
 
 
-def test_hits_are_those_of_the_library(client: Client, shared: Workplace, sketch: Path) -> None:
+def test_clients_get_the_hits_of_the_library(
+    client: Client, shared: Workplace, sketch: Path
+) -> None:
     expected = shared.hits(sketch.read_bytes(), k=100)
     answer = client.query(sketch, limit=100)
     assert answer.kind == "sketch"
@@ -88,7 +90,7 @@ def test_hits_are_those_of_the_library(client: Client, shared: Workplace, sketch
     ]
 
 
-def test_the_options_of_python_reach_the_server(
+def test_options_of_the_python_client_reach_the_server(
     client: Client, shared: Workplace, sketch: Path
 ) -> None:
     album = shared.photos / "album"
@@ -111,7 +113,7 @@ def test_the_options_of_python_reach_the_server(
     assert client.details(best)["width_px"] > 0
 
 
-def test_a_batch_has_an_error_in_place_of_one_answer(client: Client, sketch: Path) -> None:
+def test_a_batch_has_an_error_in_place_of_a_bad_image(client: Client, sketch: Path) -> None:
     good, bad = client.query_many([sketch, b"no image"], "sketch", limit=2)
     assert isinstance(good, Answer) and isinstance(bad, ApiError)
     assert good == client.query(sketch, "sketch", limit=2)
@@ -121,7 +123,7 @@ def test_a_batch_has_an_error_in_place_of_one_answer(client: Client, sketch: Pat
     )
 
 
-def test_errors_have_the_servers_sentence_and_next_step(
+def test_errors_have_the_servers_message_and_next_step(
     client: Client, locked: ServeProcess, sketch: Path
 ) -> None:
     with pytest.raises(ApiError) as unknown:
@@ -155,7 +157,9 @@ def test_the_command_prints_the_hits_of_each_sketch(
     assert done.stderr.startswith(os.fsencode(broken))
 
 
-def test_javascript_finds_the_same(locked: ServeProcess, client: Client, sketch: Path) -> None:
+def test_the_javascript_client_gets_the_same_hits(
+    locked: ServeProcess, client: Client, sketch: Path
+) -> None:
     found = _node(
         locked.origin,
         """
@@ -182,7 +186,7 @@ def test_javascript_finds_the_same(locked: ServeProcess, client: Client, sketch:
     assert found["details"] == client.details(every[0].id)
 
 
-def test_javascript_tells_errors_as_the_server_does(locked: ServeProcess) -> None:
+def test_the_javascript_client_raises_the_servers_errors(locked: ServeProcess) -> None:
     ask = "return client.query(sketch(0)).then(() => null, told);"
     refused = _node(locked.origin, ask, token="the-wrong-token")
     assert refused["code"] == "no_token" and "Authorization: Bearer" in refused["next"]
@@ -193,7 +197,7 @@ def test_javascript_tells_errors_as_the_server_does(locked: ServeProcess) -> Non
 
 
 @pytest.mark.install
-def test_the_types_of_javascript_hold(tmp_path: Path) -> None:
+def test_the_javascript_client_type_checks(tmp_path: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("npm is not installed")

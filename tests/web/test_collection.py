@@ -140,7 +140,7 @@ def test_a_photos_folder_is_shown_in_the_file_manager(
         assert ask(process.port, address, "POST").code == "no_file_manager"
 
 
-def test_files_that_cannot_be_read_are_listed(place: tuple[Workplace, ServeProcess]) -> None:
+def test_unreadable_files_are_listed(place: tuple[Workplace, ServeProcess]) -> None:
     workplace, process = place
     port = process.port
     (workplace.photos / "<img src=x onerror=alert(1)>.jpg").write_bytes(b"not a photo")
@@ -217,7 +217,7 @@ FOREIGN = [
 ]
 
 
-def test_only_the_user_of_this_machine_changes_the_gallery(
+def test_only_the_user_of_this_machine_can_change_the_gallery(
     place: tuple[Workplace, ServeProcess],
 ) -> None:
     workplace, process = place
@@ -235,7 +235,7 @@ def test_only_the_user_of_this_machine_changes_the_gallery(
 
 
 @pytest.mark.parametrize("options", [("--read-only",), ("--host", "0.0.0.0")])
-def test_a_read_only_server_and_one_for_others_refuse(
+def test_read_only_and_remote_servers_refuse_changes(
     workplace: Workplace, options: tuple[str, ...]
 ) -> None:
     with workplace.serving(*options, "--token", "a-secret-token") as process:
@@ -250,7 +250,7 @@ def test_a_read_only_server_and_one_for_others_refuse(
         assert listed["folders"][0]["photos"] == 8
 
 
-def test_a_folder_removed_while_it_is_indexed_ends_with_reasons(
+def test_removing_a_folder_during_indexing_ends_with_a_reason(
     place: tuple[Workplace, ServeProcess], tmp_path: Path
 ) -> None:
     _, process = place

@@ -130,7 +130,7 @@ def test_a_connection_that_sends_nothing_is_closed(server: uvicorn.Server) -> No
     until_empty(server)
 
 
-def test_headers_that_trickle_are_refused_however_steadily(server: uvicorn.Server) -> None:
+def test_slow_headers_are_refused_even_if_they_keep_coming(server: uvicorn.Server) -> None:
     with connected(server) as client:
         started = time.monotonic()
         client.sendall(b"GET /small HTTP/1.1\r\nHost: x\r\n")
@@ -153,7 +153,7 @@ def test_the_second_request_of_a_connection_has_a_deadline_too(server: uvicorn.S
     until_empty(server)
 
 
-def test_requests_that_come_one_after_another_are_answered(server: uvicorn.Server) -> None:
+def test_consecutive_and_pipelined_requests_are_answered(server: uvicorn.Server) -> None:
     with connected(server) as client:
         for _ in range(3):
             assert status_of(asked(client)) == 200
@@ -177,7 +177,7 @@ def test_answers_do_not_wait_for_the_client_to_acknowledge_their_headers(
     until_empty(server)
 
 
-def test_a_body_that_nobody_reads_ends_the_connection_but_not_the_answer(
+def test_an_unread_body_closes_the_connection_after_the_response(
     server: uvicorn.Server,
 ) -> None:
     with connected(server) as client:
@@ -197,7 +197,7 @@ def test_a_body_that_nobody_reads_ends_the_connection_but_not_the_answer(
     until_empty(server)
 
 
-def test_a_body_that_is_read_leaves_the_connection_open(server: uvicorn.Server) -> None:
+def test_a_body_that_is_read_keeps_the_connection_open(server: uvicorn.Server) -> None:
     with connected(server) as client:
         for _ in range(2):
             client.sendall(b"POST /size HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n")
@@ -214,7 +214,7 @@ LENGTHS = [b"Content-Length: 4", b"Transfer-Encoding: chunked"]
 
 @pytest.mark.parametrize("path", [b"/size", b"/small", b"/nothing"])
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_request_of_two_lengths_ends_the_connection(
+def test_a_request_with_two_lengths_closes_the_connection(
     server: uvicorn.Server, path: bytes, order: int
 ) -> None:
     """What follows may be a part of it that a proxy in front took for its body."""
@@ -229,7 +229,7 @@ def test_a_request_of_two_lengths_ends_the_connection(
     until_empty(server)
 
 
-def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(server: uvicorn.Server) -> None:
+def test_a_client_that_does_not_read_its_response_is_disconnected(server: uvicorn.Server) -> None:
     with connected(server, receive_bytes=4096) as client:
         client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(1)
@@ -237,7 +237,7 @@ def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(server: uvicorn.Se
         assert len(all_received(client)) < LARGE_BYTES
 
 
-def test_a_slow_reader_that_goes_on_reading_gets_all_of_its_answer(server: uvicorn.Server) -> None:
+def test_a_slow_reader_gets_its_complete_response(server: uvicorn.Server) -> None:
     with connected(server) as client:
         client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         received = 0
@@ -271,7 +271,7 @@ def test_a_slow_reader_that_goes_on_reading_gets_all_of_its_answer(server: uvico
         ),
     ],
 )
-def test_what_is_not_http_is_refused(
+def test_invalid_http_is_refused(
     server: uvicorn.Server, nonsense: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connected(server) as client:
@@ -285,7 +285,7 @@ def test_what_is_not_http_is_refused(
     until_empty(server)
 
 
-def test_past_the_limit_connections_are_told_and_later_ones_are_served(
+def test_connections_over_the_limit_get_a_503_and_later_ones_are_served(
     server: uvicorn.Server,
 ) -> None:
     with contextlib.ExitStack() as stack:

@@ -54,14 +54,14 @@ def test_each_gallery_is_served_under_its_name(workplace: Workplace) -> None:
 
 
 @pytest.mark.parametrize("path", ["/g/gallery/v1/gallery", "/g/gallery/", "/g/unknown/"])
-def test_every_gallery_asks_for_the_token(workplace: Workplace, path: str) -> None:
+def test_every_gallery_requires_the_token(workplace: Workplace, path: str) -> None:
     folder = str(workplace.folder / "second.sbtk")
     index(Path(folder), workplace.photos, workplace.bundle)
     with workplace.serving("--gallery", folder, "--token", "a-secret-token") as process:
         assert ask(process.port, path).code == "no_token"
 
 
-def test_a_server_of_one_gallery_names_no_others(workplace: Workplace) -> None:
+def test_a_server_of_one_gallery_lists_no_others(workplace: Workplace) -> None:
     with workplace.serving() as process:
         process.wait_until_ready()
         assert ask(process.port, "/v1/gallery").json()["galleries"] == []

@@ -51,7 +51,7 @@ enabled = false
 """
 
 
-def test_every_operation_answers_as_it_is_described(server: ServeProcess, tmp_path: Path) -> None:
+def test_every_operation_conforms_to_its_description(server: ServeProcess, tmp_path: Path) -> None:
     description = ask(server.port, "/openapi.json").json()
     operations = sum(len(methods) for methods in description["paths"].values())
     assert operations >= 8
@@ -70,7 +70,7 @@ def test_every_operation_answers_as_it_is_described(server: ServeProcess, tmp_pa
     assert int(cases[1]) > 100
 
 
-def test_damaged_images_are_answered_or_refused(server: ServeProcess) -> None:
+def test_damaged_images_give_hits_or_an_error(server: ServeProcess) -> None:
     photo = io.BytesIO()
     tiny_photo(1).save(photo, "JPEG")
     webp = io.BytesIO()

@@ -54,7 +54,7 @@ def test_a_photo_below_its_root_is_opened(root: Path) -> None:
     assert opened(photo, photo) == content
 
 
-def test_a_root_may_itself_be_reached_by_a_link(root: Path) -> None:
+def test_a_root_may_be_a_link(root: Path) -> None:
     linked = root.parent / "linked"
     linked.symlink_to(root)
     photo = linked / "album" / "photo.png"
@@ -63,7 +63,7 @@ def test_a_root_may_itself_be_reached_by_a_link(root: Path) -> None:
         opened(photo, root.parent)
 
 
-def test_without_known_roots_no_component_may_be_a_link(root: Path) -> None:
+def test_without_known_roots_no_part_of_a_path_may_be_a_link(root: Path) -> None:
     linked = root.parent / "linked"
     linked.symlink_to(root)
     assert opened(root / "album" / "photo.png") == (root / "album" / "photo.png").read_bytes()
@@ -121,7 +121,9 @@ def replaced_by_a_socket(photo: Path) -> None:
         replaced_by_a_socket,
     ],
 )
-def test_what_took_a_photos_place_is_not_opened(root: Path, change: Callable[[Path], None]) -> None:
+def test_a_file_that_replaced_a_photo_is_not_opened(
+    root: Path, change: Callable[[Path], None]
+) -> None:
     photo = root / "album" / "photo.png"
     assert opened(photo, root)
     change(photo)
@@ -146,7 +148,7 @@ def test_what_took_a_photos_place_is_not_opened(root: Path, change: Callable[[Pa
         "{root}/album/photo.png\0",
     ],
 )
-def test_paths_that_no_walk_gives_are_not_opened(root: Path, path: str) -> None:
+def test_paths_that_indexing_never_stores_are_not_opened(root: Path, path: str) -> None:
     with pytest.raises(PhotoNotFound):
         open_photo(os.fsencode(path.format(root=root)), [os.fsencode(root)])
 
@@ -170,7 +172,7 @@ def test_a_photo_outside_of_every_root_is_not_opened(root: Path) -> None:
         ("PPM", "image/x-portable-anymap"),
     ],
 )
-def test_the_media_type_goes_by_the_bytes(form: str, media_type: str) -> None:
+def test_the_media_type_is_detected_from_the_bytes(form: str, media_type: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (300, 200), (9, 200, 90)).save(file, form)
     file.seek(0)
@@ -179,7 +181,7 @@ def test_the_media_type_goes_by_the_bytes(form: str, media_type: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_the_media_type_is_found_before_any_amount_of_metadata(form: str) -> None:
+def test_the_media_type_is_detected_despite_much_metadata(form: str) -> None:
     file = io.BytesIO()
     # As printers' colour profiles are; random, since PNG compresses it.
     profile = np.random.default_rng(0).bytes(600_000)
@@ -189,7 +191,7 @@ def test_the_media_type_is_found_before_any_amount_of_metadata(form: str) -> Non
     assert media_type_of(file) == f"image/{form.lower()}"
 
 
-def test_that_no_file_can_be_opened_now_is_not_the_photos_fault(root: Path) -> None:
+def test_having_too_many_open_files_is_not_reported_as_a_missing_photo(root: Path) -> None:
     photo = root / "album" / "photo.png"
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
@@ -201,7 +203,7 @@ def test_that_no_file_can_be_opened_now_is_not_the_photos_fault(root: Path) -> N
     assert opened(photo, root) == photo.read_bytes()
 
 
-def test_the_media_types_of_formats_whose_header_is_elsewhere() -> None:
+def test_media_types_of_formats_without_a_leading_header_are_detected() -> None:
     assert media_type_of(io.BytesIO(b"\0\0\0\x18ftypheic\0\0\0\0")) == "image/heic"
     assert media_type_of(io.BytesIO(b"II*\0\xff\xff\xff\x0f" + bytes(100))) == "image/tiff"
     brands = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf"
@@ -211,12 +213,12 @@ def test_the_media_types_of_formats_whose_header_is_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"%PDF-1.7"])
-def test_what_is_not_an_image_has_no_media_type(content: bytes) -> None:
+def test_other_files_have_no_media_type(content: bytes) -> None:
     with pytest.raises(PhotoNotFound, match="no longer an image"):
         media_type_of(io.BytesIO(content))
 
 
-def test_tags_change_with_the_file_and_the_purpose(root: Path) -> None:
+def test_etags_change_with_the_file_and_the_size(root: Path) -> None:
     photo = root / "album" / "photo.png"
 
     def tag(purpose: str) -> str:
@@ -241,7 +243,7 @@ def made(thumbnails: Thumbnails, path: Path, tag: str) -> bytes:
         return thumbnails.jpeg(file, tag, SizePx.SMALL)
 
 
-def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:
+def test_cached_thumbnails_are_not_made_again(tmp_path: Path) -> None:
     thumbnails = Thumbnails()
     first = made(thumbnails, photo(tmp_path, 1), "one")
     assert Image.open(io.BytesIO(first)).format == "JPEG"
@@ -250,7 +252,7 @@ def test_what_is_kept_is_not_made_again(tmp_path: Path) -> None:
     assert made(thumbnails, photo(tmp_path, 2), "two") != first
 
 
-def test_the_memory_has_a_bound_and_what_was_asked_for_last_stays(tmp_path: Path) -> None:
+def test_the_cache_is_limited_and_keeps_the_most_recent(tmp_path: Path) -> None:
     paths = [photo(tmp_path, seed) for seed in range(6)]
     sizes = [len(made(Thumbnails(), path, "")) for path in paths]
     limit = max(sizes) * 3
@@ -264,14 +266,14 @@ def test_the_memory_has_a_bound_and_what_was_asked_for_last_stays(tmp_path: Path
     assert dropped == first, "the second one was dropped, so it is made of what is given now"
 
 
-def test_a_thumbnail_over_the_bound_is_made_and_not_kept(tmp_path: Path) -> None:
+def test_a_thumbnail_over_the_limit_is_not_cached(tmp_path: Path) -> None:
     thumbnails = Thumbnails(10)
     assert len(made(thumbnails, photo(tmp_path, 1), "one")) > 10
     assert thumbnails.kept_bytes == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"\xff\xd8\xff\xe0 cut short"])
-def test_what_is_no_longer_an_image_is_reported(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_longer_an_image_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(PhotoNotFound, match="cannot be shown"):

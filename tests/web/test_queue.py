@@ -47,7 +47,7 @@ def gate(queue: WorkQueue) -> Iterator[Gate]:
     made.may_end.set()
 
 
-def test_jobs_are_done_in_order_and_answered(queue: WorkQueue) -> None:
+def test_jobs_run_in_order_and_return_results(queue: WorkQueue) -> None:
     done: list[int] = []
 
     def job(number: int) -> int:
@@ -59,7 +59,7 @@ def test_jobs_are_done_in_order_and_answered(queue: WorkQueue) -> None:
     assert done == list(range(20))
 
 
-def test_the_error_of_a_job_is_its_owners_and_the_next_job_is_done(queue: WorkQueue) -> None:
+def test_the_error_of_a_job_goes_to_its_caller_and_the_next_job_runs(queue: WorkQueue) -> None:
     def fails() -> None:
         raise ZeroDivisionError
 
@@ -68,7 +68,7 @@ def test_the_error_of_a_job_is_its_owners_and_the_next_job_is_done(queue: WorkQu
     assert queue.submit(lambda: "still here").result(20) == "still here"
 
 
-def test_items_that_wait_are_done_together_and_others_keep_their_place() -> None:
+def test_waiting_items_run_as_a_batch_and_other_jobs_keep_their_place() -> None:
     calls: list[list[int]] = []
 
     def run(items: Sequence[int]) -> list[int | Exception]:
@@ -105,7 +105,7 @@ def test_an_item_that_fails_a_whole_batch_fails_alone(queue: WorkQueue, gate: Ga
     assert [jobs[0].result(20), jobs[2].result(20)] == [1.0, 0.25]
 
 
-def test_only_so_many_may_wait(queue: WorkQueue, gate: Gate) -> None:
+def test_the_number_of_waiting_jobs_is_limited(queue: WorkQueue, gate: Gate) -> None:
     waiting = [queue.submit(lambda: "done") for _ in range(3)]
     assert queue.length == 3
     with pytest.raises(Busy):
@@ -115,9 +115,7 @@ def test_only_so_many_may_wait(queue: WorkQueue, gate: Gate) -> None:
     assert queue.submit(lambda: "room again").result(20) == "room again"
 
 
-def test_a_job_that_nobody_wants_is_never_begun_and_takes_no_room(
-    queue: WorkQueue, gate: Gate
-) -> None:
+def test_a_cancelled_job_never_starts_and_frees_its_place(queue: WorkQueue, gate: Gate) -> None:
     done: list[int] = []
     jobs: list[Future[None]] = [
         queue.submit(lambda number=number: done.append(number))  # type: ignore[misc]
@@ -139,9 +137,7 @@ class Upload:
         return self
 
 
-def test_what_a_job_holds_is_let_go_when_nobody_wants_it_and_when_it_is_done(
-    queue: WorkQueue, gate: Gate
-) -> None:
+def test_a_job_is_released_when_cancelled_and_when_done(queue: WorkQueue, gate: Gate) -> None:
     unwanted, looked_at = Upload(), Upload()
     held = [weakref.ref(unwanted), weakref.ref(looked_at)]
     job = queue.submit(unwanted.looked_at)
@@ -161,13 +157,13 @@ def test_what_a_job_holds_is_let_go_when_nobody_wants_it_and_when_it_is_done(
         time.sleep(0.01)
 
 
-def test_closing_tells_whether_what_is_done_has_ended(queue: WorkQueue, gate: Gate) -> None:
+def test_closing_returns_whether_the_running_job_has_ended(queue: WorkQueue, gate: Gate) -> None:
     assert not queue.close(timeout_s=0.05)
     gate.may_end.set()
     assert queue.close()
 
 
-def test_several_threads_work_at_once() -> None:
+def test_several_threads_run_jobs_at_once() -> None:
     queue = WorkQueue("test", workers=2, waiting=1)
     gates = [Gate(), Gate()]
     jobs = [queue.submit(gates[0])]
@@ -180,7 +176,7 @@ def test_several_threads_work_at_once() -> None:
     queue.close()
 
 
-def test_closing_cancels_what_waits_and_waits_for_what_is_done(
+def test_closing_cancels_waiting_jobs_and_waits_for_running_ones(
     queue: WorkQueue, gate: Gate
 ) -> None:
     waiting = queue.submit(lambda: "never")
@@ -197,7 +193,7 @@ def request_of(messages: asyncio.Queue[dict[str, Any]]) -> Request:
     return Request({"type": "http"}, messages.get)
 
 
-def test_a_client_that_has_gone_costs_no_work(queue: WorkQueue, gate: Gate) -> None:
+def test_a_disconnected_client_cancels_its_job(queue: WorkQueue, gate: Gate) -> None:
     done: list[str] = []
 
     async def asked() -> None:
@@ -217,7 +213,7 @@ def test_a_client_that_has_gone_costs_no_work(queue: WorkQueue, gate: Gate) -> N
     assert done == []
 
 
-def test_an_answer_that_takes_too_long_is_given_up(queue: WorkQueue, gate: Gate) -> None:
+def test_an_answer_that_takes_too_long_times_out(queue: WorkQueue, gate: Gate) -> None:
     async def asked() -> None:
         with pytest.raises(TimedOut):
             job = queue.submit(lambda: "late")
@@ -226,7 +222,7 @@ def test_an_answer_that_takes_too_long_is_given_up(queue: WorkQueue, gate: Gate)
     asyncio.run(asked())
 
 
-def test_answers_and_errors_come_through(queue: WorkQueue) -> None:
+def test_results_and_errors_are_passed_on(queue: WorkQueue) -> None:
     def fails() -> None:
         raise ZeroDivisionError
 
@@ -240,7 +236,7 @@ def test_answers_and_errors_come_through(queue: WorkQueue) -> None:
     assert asyncio.run(asked()) == "an answer"
 
 
-def test_a_queue_is_stuck_while_no_thread_moves_on_and_recovers() -> None:
+def test_a_queue_is_stuck_while_no_job_ends_and_recovers() -> None:
     queue = WorkQueue("test", workers=2, waiting=3, stuck_after_s=0.05)
     gates = [Gate(), Gate()]
     try:

@@ -41,7 +41,7 @@ def regional(place: Workplace) -> Iterator[ServeProcess]:
         yield process
 
 
-def test_hits_carry_the_boxes_that_python_finds(place: Workplace, regional: ServeProcess) -> None:
+def test_hits_have_the_boxes_of_the_python_api(place: Workplace, regional: ServeProcess) -> None:
     hits = query(regional.port, RED, "?as=photo&k=4").json()["hits"]
     assert hits == [hit.to_json() for hit in place.hits(RED, "photo", 4)]
     assert all(len(hit["region"]) == 4 for hit in hits)
@@ -50,9 +50,7 @@ def test_hits_carry_the_boxes_that_python_finds(place: Workplace, regional: Serv
     assert ask(regional.port, "/v1/gallery").json()["regions"] == 16
 
 
-def test_a_query_goes_by_whole_frames_if_it_says_so(
-    place: Workplace, regional: ServeProcess
-) -> None:
+def test_a_query_can_be_limited_to_whole_frames(place: Workplace, regional: ServeProcess) -> None:
     hits = query(regional.port, RED, "?as=photo&regions=false").json()["hits"]
     with Gallery.open(place.gallery) as gallery, place.embedder() as embedder:
         found = gallery.query(RED, embedder, 24, "photo", regions=False)
@@ -62,7 +60,7 @@ def test_a_query_goes_by_whole_frames_if_it_says_so(
         assert not any("region" in hit for hit in ask(regional.port, path).json()["hits"])
 
 
-def test_photos_are_like_a_part_of_a_photo(place: Workplace, regional: ServeProcess) -> None:
+def test_a_part_of_a_photo_can_be_a_query(place: Workplace, regional: ServeProcess) -> None:
     with Gallery.open(place.gallery) as gallery:
         ids = {Path(photo.photo.path).stem: photo.photo.id for photo in gallery.recent(50)}
         for colour in ("red", "green", "blue"):
@@ -93,7 +91,7 @@ def test_a_box_beyond_the_photo_is_refused(regional: ServeProcess, region: str, 
     assert (answer.status, answer.code) == (422, code)
 
 
-def test_a_gallery_of_whole_frames_says_what_to_type(tmp_path: Path, place: Workplace) -> None:
+def test_the_error_without_regions_names_the_command(tmp_path: Path, place: Workplace) -> None:
     folder = tmp_path / "whole.sbtk"
     with Embedder(place.bundle, engine="onnxruntime", threads=1) as embedder:
         update_gallery(folder, [place.photos], embedder)

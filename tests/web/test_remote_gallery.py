@@ -47,7 +47,7 @@ def there(
         yield process
 
 
-def test_the_same_hits_as_of_the_gallery(there: ServeProcess, shared: Workplace) -> None:
+def test_hits_are_those_of_the_gallery(there: ServeProcess, shared: Workplace) -> None:
     sketch = sketch_png()
     answer = query(there.port, sketch, "?as=sketch&k=10").json()
     expected = [hit.to_json() for hit in shared.hits(sketch, k=10)]
@@ -75,7 +75,7 @@ def test_photos_have_thumbnails_files_and_neighbours(there: ServeProcess) -> Non
     assert ask(there.port, f"/v1/photos/{1 << 63}").status == 404
 
 
-def test_folders_filter(there: ServeProcess, shared: Workplace) -> None:
+def test_hits_can_be_limited_to_a_folder(there: ServeProcess, shared: Workplace) -> None:
     gallery = ask(there.port, "/v1/gallery").json()
     assert (gallery["name"], gallery["count"]) == ("sbtk", 34)
     album = next(folder for folder in gallery["folders"] if folder["name"] == "album")
@@ -86,7 +86,7 @@ def test_folders_filter(there: ServeProcess, shared: Workplace) -> None:
     assert all(hit["path"].startswith(album["path"] + "/") for hit in found)
 
 
-def test_nothing_shows_the_password(there: ServeProcess) -> None:
+def test_no_response_contains_the_password(there: ServeProcess) -> None:
     command = ask(there.port, "/v1/gallery").json()["command"]
     words = shlex.split(command)
     assert words[:3] == ["sbtk", "serve", "--at"] and "@127.0.0.1" in words[3]
@@ -95,7 +95,7 @@ def test_nothing_shows_the_password(there: ServeProcess) -> None:
         assert PASSWORD not in text and PLAIN_PASSWORD not in text
 
 
-def test_feedback_counts_as_in_the_gallery(there: ServeProcess, shared: Workplace) -> None:
+def test_feedback_gives_the_hits_of_the_gallery(there: ServeProcess, shared: Workplace) -> None:
     sketch = sketch_png()
     with shared.serving() as local:
         local.wait_until_ready()
@@ -144,7 +144,7 @@ def test_reranking_is_refused(there: ServeProcess) -> None:
 
 
 @pytest.mark.kill
-def test_unmounted_photos_have_no_thumbnails_and_a_crash_of_the_database_passes(
+def test_unmounted_photos_have_no_thumbnails_and_the_server_survives_a_crash_of_the_database(
     server: PostgresServer, url: str, shared: Workplace, tmp_path: Path
 ) -> None:
     words = ("--model", str(shared.bundle), *ENGINE, "--at", url)

@@ -32,7 +32,9 @@ def there(shared: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         database.close()
 
 
-def test_hits_filters_and_photos_as_of_the_gallery(there: ServeProcess, shared: Workplace) -> None:
+def test_hits_filters_and_photos_are_those_of_the_gallery(
+    there: ServeProcess, shared: Workplace
+) -> None:
     sketch = sketch_png()
     found = query(there.port, sketch, "?as=sketch&k=10").json()["hits"]
     expected = [hit.to_json() for hit in shared.hits(sketch, k=10)]

@@ -86,7 +86,7 @@ def test_the_gallery_route_gives_the_command_without_the_token(shared: Workplace
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_prints_its_address_answers_and_stops_when_told(
+def test_serve_prints_its_address_and_stops_on_a_signal(
     shared: Workplace, number: signal.Signals
 ) -> None:
     with started(shared) as process:
@@ -104,7 +104,7 @@ def test_it_prints_its_address_answers_and_stops_when_told(
     assert shown[1:] == ["Stopped."]
 
 
-def test_what_is_under_way_when_it_is_stopped_is_told_so(shared: Workplace) -> None:
+def test_running_requests_are_answered_or_refused_when_the_server_stops(shared: Workplace) -> None:
     with started(shared) as process:
         port = port_of(address_of(process))
         wait_until_ready(port)
@@ -121,7 +121,7 @@ def test_what_is_under_way_when_it_is_stopped_is_told_so(shared: Workplace) -> N
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
-def test_it_runs_where_its_input_or_output_is_closed(shared: Workplace, closed: str) -> None:
+def test_serve_runs_with_closed_input_and_output(shared: Workplace, closed: str) -> None:
     port = free_port()
     command = [sys.executable, "-P", "-m", "sbtk_cli", "serve", "--gallery", str(shared.gallery)]
     command += ["--port", str(port), "--model", str(shared.bundle), *ENGINE]
@@ -138,7 +138,7 @@ def test_it_runs_where_its_input_or_output_is_closed(shared: Workplace, closed: 
             process.kill()
 
 
-def test_it_can_be_stopped_while_it_loads(shared: Workplace) -> None:
+def test_serve_can_be_stopped_while_loading(shared: Workplace) -> None:
     with started(shared, "--quiet") as process:
         address_of(process)
         process.send_signal(signal.SIGINT)
@@ -147,7 +147,7 @@ def test_it_can_be_stopped_while_it_loads(shared: Workplace) -> None:
     assert said == ""
 
 
-def test_it_answers_that_it_is_loading_before_it_is_ready(shared: Workplace) -> None:
+def test_serve_says_that_it_is_loading_before_it_is_ready(shared: Workplace) -> None:
     with started(shared) as process:
         port = port_of(address_of(process))
         seen = set()
@@ -158,7 +158,7 @@ def test_it_answers_that_it_is_loading_before_it_is_ready(shared: Workplace) -> 
     assert seen <= {"loading"}
 
 
-def test_a_second_server_is_told_who_has_the_port_and_which_is_free(
+def test_the_error_for_a_used_port_names_a_free_one(
     shared: Workplace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -175,7 +175,7 @@ def test_a_second_server_is_told_who_has_the_port_and_which_is_free(
         pass
 
 
-def test_other_machines_need_the_token_that_is_printed_once(shared: Workplace) -> None:
+def test_other_machines_need_the_token_which_is_printed_once(shared: Workplace) -> None:
     with started(shared, "--host", "0.0.0.0") as process:
         address = address_of(process)
         port = port_of(address)
@@ -208,7 +208,9 @@ def test_other_machines_need_the_token_that_is_printed_once(shared: Workplace) -
         ("localhost", "localhost", ""),
     ],
 )
-def test_it_listens_where_it_is_told(shared: Workplace, host: str, shown: str, told: str) -> None:
+def test_serve_listens_on_the_given_address(
+    shared: Workplace, host: str, shown: str, told: str
+) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((shown.strip("[]"), 0), family=family):
@@ -226,7 +228,7 @@ def test_it_listens_where_it_is_told(shared: Workplace, host: str, shown: str, t
     assert ("other machines" in said) == bool(told)
 
 
-def test_a_token_that_was_given_is_wanted_and_not_printed(shared: Workplace) -> None:
+def test_a_given_token_is_required_and_not_printed(shared: Workplace) -> None:
     token = "known-to-me-already"
     with started(shared, "--allow-host", "photos.example", SBTK_TOKEN=token) as process:
         address = address_of(process)
@@ -243,7 +245,7 @@ def test_a_token_that_was_given_is_wanted_and_not_printed(shared: Workplace) -> 
     assert token not in rest + said
 
 
-def test_the_browser_is_opened_when_asked_for(shared: Workplace, tmp_path: Path) -> None:
+def test_the_browser_is_opened_on_request(shared: Workplace, tmp_path: Path) -> None:
     visited = tmp_path / "visited"
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {visited}\n')
@@ -257,7 +259,7 @@ def test_the_browser_is_opened_when_asked_for(shared: Workplace, tmp_path: Path)
         assert visited.read_text().strip() == f"{address}?token=a-token-of-mine"
 
 
-def test_that_there_is_no_browser_is_told(shared: Workplace, tmp_path: Path) -> None:
+def test_a_missing_browser_is_reported(shared: Workplace, tmp_path: Path) -> None:
     nowhere = {"BROWSER": "/no/such/browser %s", "PATH": str(tmp_path)}
     with started(shared, "--open", **nowhere) as process:
         assert process.stderr is not None
@@ -281,7 +283,7 @@ def test_that_there_is_no_browser_is_told(shared: Workplace, tmp_path: Path) -> 
         (["--port", "70000"], 2, "--port"),
     ],
 )
-def test_what_keeps_it_from_starting_is_told(
+def test_errors_at_the_start_are_reported(
     shared: Workplace,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

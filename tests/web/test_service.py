@@ -50,7 +50,7 @@ def generation(followed: FollowedGallery) -> int:
         return gallery.manifest.generation
 
 
-def test_who_reads_keeps_their_generation_and_the_next_gets_the_new_one(
+def test_a_reader_keeps_its_generation_and_the_next_gets_the_new_one(
     workplace: Workplace, followed: FollowedGallery
 ) -> None:
     with followed.reading() as old:
@@ -65,7 +65,7 @@ def test_who_reads_keeps_their_generation_and_the_next_gets_the_new_one(
         old.folders()  # the last reader has closed it
 
 
-def test_a_gallery_that_is_removed_is_told_and_one_that_comes_back_is_served(
+def test_a_removed_gallery_is_reported_and_served_when_it_returns(
     workplace: Workplace, followed: FollowedGallery
 ) -> None:
     shutil.rmtree(workplace.gallery)
@@ -77,7 +77,7 @@ def test_a_gallery_that_is_removed_is_told_and_one_that_comes_back_is_served(
     assert generation(followed) == 1
 
 
-def test_being_told_many_times_that_it_is_gone_takes_no_memory(
+def test_repeated_errors_about_a_removed_gallery_take_no_memory(
     workplace: Workplace, followed: FollowedGallery
 ) -> None:
     shutil.rmtree(workplace.gallery)
@@ -104,7 +104,7 @@ def test_a_gallery_of_another_model_is_not_served(
         pass
 
 
-def test_a_damaged_newer_state_leaves_the_last_whole_one_until_it_is_mended(
+def test_a_damaged_new_generation_leaves_the_last_intact_one_until_repaired(
     workplace: Workplace, followed: FollowedGallery
 ) -> None:
     manifest = workplace.gallery / MANIFEST_NAME
@@ -123,7 +123,7 @@ def test_a_damaged_newer_state_leaves_the_last_whole_one_until_it_is_mended(
     assert comes_true(lambda: followed.problem is None)
 
 
-def test_a_served_gallery_is_indexed_again_without_a_wrong_answer(workplace: Workplace) -> None:
+def test_indexing_a_served_gallery_gives_no_wrong_answers(workplace: Workplace) -> None:
     sketch = sketch_png(1)
     states = {1: {str(path) for path in workplace.photos.iterdir()}}
     answers: list[tuple[int, set[str], int]] = []
@@ -214,9 +214,7 @@ def test_a_server_whose_gallery_another_model_remade_says_so_and_recovers(
         assert len(query(process.port, sketch_png()).json()["hits"]) == 8
 
 
-def test_servers_of_one_gallery_do_not_disturb_each_other(
-    workplace: Workplace, tmp_path: Path
-) -> None:
+def test_servers_of_one_gallery_work_independently(workplace: Workplace, tmp_path: Path) -> None:
     sketch = sketch_png(2)
     options = ("--model", str(workplace.bundle), *ENGINE)
     with (
@@ -235,7 +233,7 @@ def test_servers_of_one_gallery_do_not_disturb_each_other(
             workplace.index()
 
 
-def test_answers_to_sketches_say_what_is_close(workplace: Workplace) -> None:
+def test_hits_of_sketches_are_marked_as_close(workplace: Workplace) -> None:
     bundle = read_bundle_manifest(workplace.bundle)
     replace(bundle, match_rule=MatchRule(1.1, 0.0)).write(workplace.bundle)
     with workplace.serving() as server:

@@ -54,7 +54,7 @@ def slow_jpeg() -> bytes:
     return many_scans(2400, 200)
 
 
-def test_what_is_costly_is_known_before_it_is_decoded(slow_jpeg: bytes) -> None:
+def test_costly_images_are_recognised_before_decoding(slow_jpeg: bytes) -> None:
     for data in (sketch_png(), png(tiny_photo(1)), png(Image.new("RGBA", (1200, 1000)))):
         image = open_image(data, "photo")
         assert image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
@@ -70,14 +70,14 @@ def test_what_is_costly_is_known_before_it_is_decoded(slow_jpeg: bytes) -> None:
     assert image.work_pixels == pytest.approx(4000 * 3000, rel=0.02)
 
 
-def test_an_upload_is_given_less_time_than_a_file(slow_jpeg: bytes) -> None:
+def test_an_upload_has_a_shorter_time_limit_than_a_file(slow_jpeg: bytes) -> None:
     with pytest.raises(SlowImage, match="too long"):
         open_image(slow_jpeg, "photo", limit_s=0.05).decode()
     with pytest.raises(BadImage, match="PNG, JPEG or WebP"):
         _prepare_if_small(b"GIF89a" + bytes(100), "photo")
 
 
-def test_large_uploads_are_decoded_and_find_what_python_finds(
+def test_large_uploads_are_decoded_and_give_the_hits_of_the_python_api(
     server: ServeProcess, shared: Workplace
 ) -> None:
     transparent = tiny_photo(4).resize((1700, 1700)).convert("RGBA")
@@ -89,7 +89,7 @@ def test_large_uploads_are_decoded_and_find_what_python_finds(
     assert answer.json()["hits"] == [hit.to_json() for hit in shared.hits(image, "photo", 5)]
 
 
-def test_others_are_answered_while_costly_uploads_are_decoded(
+def test_other_requests_are_answered_while_costly_uploads_are_decoded(
     server: ServeProcess, slow_jpeg: bytes
 ) -> None:
     """More of them than there are threads for uploads of any kind."""
@@ -118,7 +118,7 @@ def service(workplace: Workplace) -> Service:
     )
 
 
-def test_health_tells_that_the_worker_is_stuck_and_that_it_is_not_any_more(
+def test_health_reports_a_stuck_worker_and_its_recovery(
     service: Service,
 ) -> None:
     """A real app whose engine's thread is held by a job, as by a driver that hangs."""
@@ -197,7 +197,7 @@ def refused(reader: BodyReader, receive: Receive, asked: Scope | None = None) ->
     return refusal.status, refusal.code
 
 
-def test_a_body_of_many_chunks_comes_whole_and_its_room_is_free_again() -> None:
+def test_a_body_of_many_chunks_is_complete_and_its_budget_is_released() -> None:
     reader = BodyReader(max_bytes=1000)
     receive, _ = sender([b"ab", b"", b"c" * 998])
     assert asyncio.run(read(reader, receive)) == b"ab" + b"c" * 998
@@ -221,7 +221,7 @@ def test_a_body_is_in_memory_once() -> None:
     assert size_bytes <= asyncio.run(held_bytes()) < 1.2 * size_bytes
 
 
-def test_an_endless_body_is_refused_at_the_cap() -> None:
+def test_an_endless_body_is_refused_at_the_limit() -> None:
     reader = BodyReader(max_bytes=1000)
     receive, taken = sender([b"x" * 300] * 100)
     assert refused(reader, receive) == (413, "body_too_large")
@@ -229,7 +229,7 @@ def test_an_endless_body_is_refused_at_the_cap() -> None:
     assert reader.held_bytes == 0
 
 
-def test_a_body_that_says_it_is_too_large_is_not_read_at_all() -> None:
+def test_a_body_with_too_large_a_content_length_is_not_read() -> None:
     receive, taken = sender([b"x"])
     asked = scope(content_length="1001")
     assert refused(BodyReader(max_bytes=1000), receive, asked) == (413, "body_too_large")
@@ -239,7 +239,7 @@ def test_a_body_that_says_it_is_too_large_is_not_read_at_all() -> None:
     assert asyncio.run(read(BodyReader(max_bytes=1000), short, promised)) == b"x"
 
 
-def test_a_slow_sender_is_refused_however_steadily_it_sends() -> None:
+def test_a_slow_sender_is_refused_even_if_it_keeps_sending() -> None:
     async def drip() -> Message:
         await asyncio.sleep(0.01)
         return {"type": "http.request", "body": b"x", "more_body": True}
@@ -249,7 +249,7 @@ def test_a_slow_sender_is_refused_however_steadily_it_sends() -> None:
     assert reader.held_bytes == 0
 
 
-def test_what_a_block_takes_long_for_is_not_the_senders_fault() -> None:
+def test_time_spent_in_the_server_does_not_count_against_the_sender() -> None:
     async def slow_block() -> None:
         receive, _ = sender([b"x"])
         async with BodyReader(timeout_s=0.05).read(scope(), receive):
@@ -258,7 +258,7 @@ def test_what_a_block_takes_long_for_is_not_the_senders_fault() -> None:
     asyncio.run(slow_block())
 
 
-def test_a_client_that_goes_away_leaves_nothing_behind() -> None:
+def test_a_client_that_disconnects_leaves_nothing_behind() -> None:
     reader = BodyReader()
 
     async def receive() -> Message:
@@ -269,7 +269,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind() -> None:
     assert reader.held_bytes == 0
 
 
-def test_all_bodies_together_have_a_budget_of_what_has_really_come() -> None:
+def test_all_bodies_share_a_budget_of_received_bytes() -> None:
     reader = BodyReader(max_bytes=1000, max_held_bytes=1500)
 
     async def crowd() -> None:

@@ -50,7 +50,7 @@ def no_threads_are_left() -> Iterator[None]:
     assert not [name for name in left if name.startswith("sbtk-")]
 
 
-def test_one_image(folder: Path, photos: list[Path]) -> None:
+def test_one_image_gives_one_unit_row(folder: Path, photos: list[Path]) -> None:
     with Embedder(folder) as embedder:
         assert embedder.dim == 16
         assert embedder.model_id == Bundle.open(folder).manifest.model_id
@@ -62,7 +62,7 @@ def test_one_image(folder: Path, photos: list[Path]) -> None:
         assert notices == ()
 
 
-def test_one_sketch_and_its_notices(folder: Path, tmp_path: Path) -> None:
+def test_one_sketch_gives_one_row_and_its_notices(folder: Path, tmp_path: Path) -> None:
     data = write_sketch(tmp_path / "sketch.png").read_bytes()
     stream = io.BytesIO()
     Image.eval(Image.open(io.BytesIO(data)), lambda value: 255 - value).save(stream, "PNG")
@@ -93,7 +93,7 @@ def test_a_stream_equals_one_by_one_in_order(
             assert item.source.mtime_ns == item.path.stat().st_mtime_ns
 
 
-def test_bad_files_fail_alone_and_in_place(
+def test_bad_files_fail_alone_and_keep_their_place(
     folder: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     bad = {
@@ -122,7 +122,7 @@ def test_bad_files_fail_alone_and_in_place(
         assert (item.source is not None) == was_read
 
 
-def test_a_stream_of_sketches_fails_on_the_empty_one(folder: Path, tmp_path: Path) -> None:
+def test_a_stream_of_sketches_reports_the_empty_one(folder: Path, tmp_path: Path) -> None:
     paths = [write_sketch(tmp_path / f"{seed}.png", seed) for seed in range(3)]
     Image.new("L", (50, 50), 255).save(paths[1])
     with Embedder(folder) as embedder:
@@ -133,7 +133,7 @@ def test_a_stream_of_sketches_fails_on_the_empty_one(folder: Path, tmp_path: Pat
     assert isinstance(third, Embedded)
 
 
-def test_nothing_but_bad_files(folder: Path, tmp_path: Path) -> None:
+def test_a_stream_of_bad_files_gives_only_errors(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"x")
     with Embedder(folder, batch=2) as embedder:
         items = list(embedder.stream([tmp_path / "bad.jpg"] * 300, "photo"))
@@ -165,14 +165,14 @@ def test_any_order_of_good_and_bad_files_is_streamed_to_its_end(
         is_streamed()
 
 
-def test_no_files_at_all(folder: Path) -> None:
+def test_a_stream_without_files_is_empty(folder: Path) -> None:
     with Embedder(folder) as embedder:
         assert list(embedder.stream([], "photo")) == []
         assert embedder.timings == Timings()
 
 
 @pytest.mark.parametrize("fault", ["zero", "nan"])
-def test_a_row_that_the_model_spoils_fails_alone(
+def test_an_invalid_row_from_the_model_fails_alone(
     tmp_path: Path, photos: list[Path], fault: str
 ) -> None:
     """The image (128, 128, 128) has no direction under a model without a bias."""
@@ -202,7 +202,7 @@ def test_a_row_that_the_model_spoils_fails_alone(
             embedder.embed_images(np.stack(pixels), "photo")
 
 
-def test_paths_are_drawn_lazily_and_in_this_thread(folder: Path, photos: list[Path]) -> None:
+def test_paths_are_consumed_lazily_and_in_this_thread(folder: Path, photos: list[Path]) -> None:
     drawn = 0
 
     def endless() -> Iterator[Path]:
@@ -252,7 +252,7 @@ def test_a_failing_engine_stops_the_stream(folder: Path, photos: list[Path]) -> 
                 next(stream)
 
 
-def test_a_query_during_a_stream_disturbs_nobody(folder: Path, photos: list[Path]) -> None:
+def test_a_query_during_a_stream_changes_neither(folder: Path, photos: list[Path]) -> None:
     data = photos[3].read_bytes()
     with Embedder(folder, threads=2, batch=4) as embedder:
         alone = embedder.embed_one(data, "photo")[0]
@@ -265,7 +265,7 @@ def test_a_query_during_a_stream_disturbs_nobody(folder: Path, photos: list[Path
         assert embedder.engine.info.lanes == 1
 
 
-def test_two_streams_at_once(folder: Path, photos: list[Path]) -> None:
+def test_two_streams_can_run_at_once(folder: Path, photos: list[Path]) -> None:
     with Embedder(folder, threads=2, batch=4) as embedder:
         one = embedder.stream(photos, "photo")
         other = embedder.stream(reversed(photos), "photo")
@@ -331,7 +331,7 @@ def test_memory_does_not_grow_with_the_number_of_photos(folder: Path, photos: li
     assert many - few < 40
 
 
-def test_many_large_images_take_turns(folder: Path, tmp_path: Path) -> None:
+def test_many_large_images_are_decoded_one_at_a_time(folder: Path, tmp_path: Path) -> None:
     image = tmp_path / "0.png"
     Image.new("P", (4000, 4000), 7).save(image, transparency=7)
     for index in range(1, 8):
@@ -340,7 +340,7 @@ def test_many_large_images_take_turns(folder: Path, tmp_path: Path) -> None:
     assert _peak_mb(folder, sorted(tmp_path.glob("*.png")), 8) < 500
 
 
-def test_the_budget_lets_in_what_fits_and_one_giant() -> None:
+def test_the_memory_budget_admits_what_fits_or_one_large_image() -> None:
     budget = MemoryBudget(10)
     order = []
 
@@ -361,7 +361,7 @@ def test_the_budget_lets_in_what_fits_and_one_giant() -> None:
         pass
 
 
-def test_importing_the_runtime_leaves_heavy_libraries_out(folder: Path, photos: list[Path]) -> None:
+def test_importing_the_runtime_loads_no_heavy_libraries(folder: Path, photos: list[Path]) -> None:
     script = (
         "import sys\n"
         "import sbtk_runtime\n"

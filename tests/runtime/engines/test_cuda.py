@@ -111,7 +111,7 @@ def test_devices_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.calls[0] == "cudaGetDeviceCount"
 
 
-def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, _Machine([H100, RTX]))
     with pytest.raises(EngineUnavailable, match="no cuda:3: this machine has 2 GPUs") as caught:
         find_device("cuda:3")
@@ -128,7 +128,7 @@ def test_odd_names_of_gpus_are_refused(device: str) -> None:
         find_device(device)
 
 
-def test_an_old_driver_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_driver_is_distinguished_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     old = _Machine(count_error=_Error.cudaErrorInsufficientDriver, driver=12040)
     _install(monkeypatch, old)
     with pytest.raises(EngineUnavailable, match=r"too old: it supports CUDA 12\.4") as caught:
@@ -147,13 +147,13 @@ def test_a_driver_without_gpus_is_named(monkeypatch: pytest.MonkeyPatch, error: 
     assert "CUDA_VISIBLE_DEVICES" in caught.value.expected
 
 
-def test_other_errors_keep_cudas_name_and_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_have_cudas_name_and_message(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, _Machine(count_error=_Error.cudaErrorIllegalAddress))
     with pytest.raises(CudaError, match=r"cudaErrorIllegalAddress \(700\): what it means"):
         find_device()
 
 
-def test_answers_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_cuda_calls_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, _Machine())
     assert checked((_Error.cudaSuccess,)) is None
     assert checked((_Error.cudaSuccess, 5)) == 5

@@ -97,7 +97,7 @@ def test_the_kind_reaches_the_model_in_parts_of_any_size(
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
-def test_a_model_without_a_domain_input_does_not_mind_the_kind(plain: Bundle, name: str) -> None:
+def test_a_model_without_a_domain_input_accepts_either_kind(plain: Bundle, name: str) -> None:
     engine = open_engine(plain, EngineOptions(engine=name))
     assert engine.info.domain_input is None
     assert np.array_equal(engine.run(images(3), "sketch"), engine.run(images(3), "photo"))
@@ -136,7 +136,7 @@ def test_a_domain_for_the_whole_batch_is_refused(tmp_path: Path) -> None:
         open_engine(Bundle.open(folder), EngineOptions(engine="onnxruntime"))
 
 
-def test_files_are_embedded_as_what_they_are_said_to_be(bundle: Bundle, tmp_path: Path) -> None:
+def test_files_are_embedded_as_the_given_kind(bundle: Bundle, tmp_path: Path) -> None:
     paths = write_photos(tmp_path, 5)
     with Embedder(bundle, threads=2) as embedder:
         for kind in KINDS:
@@ -151,7 +151,7 @@ def test_files_are_embedded_as_what_they_are_said_to_be(bundle: Bundle, tmp_path
             assert np.abs(again - expected).max() < 1e-5
 
 
-def test_a_gallery_holds_photos_and_is_asked_by_kind(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_gallery_embeds_photos_and_queries_by_kind(bundle: Bundle, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 6)
     sketch = write_sketch(tmp_path / "sketch.png")
     rows = by_numpy(np.stack([prepare(p.read_bytes(), "photo").pixels for p in photos]), "photo")
@@ -174,9 +174,7 @@ def opened(bundle: Bundle, surface: Surface) -> TensorRtEngine:
     return open_tensorrt(EngineRequest(bundle, options), surface.module)
 
 
-def test_a_plan_gets_the_kind_whatever_ran_before_in_its_buffers(
-    machine: FakeMachine, bundle: Bundle
-) -> None:
+def test_a_plan_gets_the_kind_whatever_ran_before(machine: FakeMachine, bundle: Bundle) -> None:
     engine = opened(bundle, machine.world.surface)
     assert engine.info.domain_input == "domain"
     for turn in range(3):
@@ -207,7 +205,7 @@ def test_the_kind_is_copied_only_when_it_changes(
 
 
 @pytest.mark.parametrize("told", [None, "domain"])
-def test_no_plan_is_built_of_a_model_that_its_manifest_does_not_describe(
+def test_no_plan_is_built_if_the_manifest_contradicts_the_model(
     machine: FakeMachine, tmp_path: Path, told: str | None
 ) -> None:
     folder = tiny_bundle(tmp_path / "tiny", has_domain=told is None)
@@ -218,7 +216,7 @@ def test_no_plan_is_built_of_a_model_that_its_manifest_does_not_describe(
 
 
 @pytest.mark.parametrize("told", [None, "domain"])
-def test_a_plan_in_the_cache_is_held_to_the_manifest_too(
+def test_a_cached_plan_is_checked_against_the_manifest_too(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str | None
 ) -> None:
     fake_machine(monkeypatch, SURFACES[0])

@@ -83,7 +83,7 @@ def _norms(bench: _Bench) -> list[float]:
     return [float(norm) for norm in np.linalg.norm(bench.rows.array, axis=1)]
 
 
-def test_work_is_done_when_it_is_waited_for_and_not_before(bench: _Bench) -> None:
+def test_work_is_done_only_when_it_is_waited_for(bench: _Bench) -> None:
     stream = bench.streams[0]
     bench.copy_in(stream)
     assert bench.run(stream)
@@ -119,7 +119,7 @@ def test_two_runs_in_one_context_memory_are_a_race(bench: _Bench) -> None:
         bench.run(bench.streams[1])
 
 
-def test_a_capture_needs_a_run_before_and_does_nothing_itself(bench: _Bench) -> None:
+def test_a_capture_needs_an_earlier_run_and_does_no_work(bench: _Bench) -> None:
     cuda, stream = bench.cuda, bench.streams[0]
     mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     checked(cuda.cudaStreamBeginCapture(stream, mode))
@@ -230,7 +230,7 @@ def _wait_for_nothing(bench: _Bench) -> None:
         (_wait_for_nothing, "never recorded"),
     ],
 )
-def test_misuse_is_an_assertion(
+def test_misuse_fails_an_assertion(
     bench: _Bench, misuse: Callable[[_Bench], None], complaint: str
 ) -> None:
     with pytest.raises(AssertionError, match=complaint):
@@ -253,13 +253,13 @@ def test_a_thread_that_chose_no_gpu_can_do_nothing(bench: _Bench) -> None:
     assert "did not call cudaSetDevice" in str(caught[0])
 
 
-def test_a_runtime_before_the_driver_was_asked_is_an_assertion(machine: FakeMachine) -> None:
+def test_a_runtime_call_before_the_driver_check_fails_an_assertion(machine: FakeMachine) -> None:
     trt = find_tensorrt("tensorrt")
     with pytest.raises(AssertionError, match="not asked with cudaGetDeviceCount"):
         trt.module.Runtime(recording_logger(trt))
 
 
-def test_what_is_not_freed_is_counted(bench: _Bench) -> None:
+def test_allocations_that_are_not_freed_are_counted(bench: _Bench) -> None:
     alive = bench.machine.alive()
     assert (alive["device memory"], alive["pinned memory"], alive["Stream"]) == (3, 2, 2)
     assert (alive["ICudaEngine"], alive["IExecutionContext"]) == (1, 1)

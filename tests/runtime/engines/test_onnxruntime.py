@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_onnxruntime_gpu
 @needs_no_gpu
-def test_asked_for_by_name_it_is_an_error_with_the_reason(folder: Path) -> None:
+def test_an_unavailable_provider_requested_by_name_is_an_error(folder: Path) -> None:
     answers = _opened(folder, "onnxruntime-cuda", "auto", "onnxruntime")
     refused = answers["onnxruntime-cuda"]
     assert refused["error"] == "EngineUnavailable"
@@ -68,7 +68,7 @@ def test_asked_for_by_name_it_is_an_error_with_the_reason(folder: Path) -> None:
 
 @needs_onnxruntime_gpu
 @needs_no_gpu
-def test_without_the_drivers_word_the_silent_fall_back_is_refused(folder: Path) -> None:
+def test_a_silent_fallback_to_the_cpu_is_refused(folder: Path) -> None:
     """ONNX Runtime says that it has CUDA, takes the request, and would run on the CPU."""
     answers = _opened(folder, "onnxruntime-cuda", "auto", hidden=("cuda", "cuda.bindings"))
     refused = answers["onnxruntime-cuda"]
@@ -114,7 +114,7 @@ def test_doctor_names_both_installations(folder: Path, tmp_path: Path) -> None:
 
 
 @needs_onnxruntime_gpu
-def test_the_options_are_those_that_the_provider_knows() -> None:
+def test_the_options_are_known_to_the_provider() -> None:
     """An option that a provider does not know makes it fail, and that needs a GPU to be seen."""
     cuda_options = engine_onnxruntime._cuda_provider(0)[1]
     assert "use_tf32" in cuda_options
@@ -133,7 +133,7 @@ def _check_strings(library: str, texts: list[str]) -> None:
             assert content.find(b"\0" + text.encode() + b"\0") >= 0, text
 
 
-def test_devices_that_are_none_are_refused() -> None:
+def test_invalid_devices_are_refused() -> None:
     cuda_runtime()
     for name in ("cuda:", "cuda:x", "cuda:-1", "gpu"):
         with pytest.raises(BadConfig, match="unknown GPU"):
@@ -146,7 +146,7 @@ def test_an_error_of_a_session_is_not_retried_on_the_cpu(tmp_path: Path) -> None
     assert session._enable_fallback is False
 
 
-def test_short_memory_halves_the_parts_until_they_fit() -> None:
+def test_lack_of_memory_halves_the_chunks_until_they_fit() -> None:
     """What a GPU does at 256 images when other programs hold its memory."""
     sizes: list[int] = []
     notices: list[str] = []

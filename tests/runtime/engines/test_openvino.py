@@ -45,7 +45,7 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.uint8]:
     return np.stack([prepare(path.read_bytes(), "photo").pixels for path in photos])
 
 
-def test_gives_the_rows_of_onnx_runtime(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
+def test_rows_equal_those_of_onnx_runtime(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
     rows = open_engine(bundle, EngineOptions(engine="openvino", threads=2)).run(pixels, "photo")
     assert rows.dtype == np.float32
     assert rows.shape == (20, 16)
@@ -54,7 +54,7 @@ def test_gives_the_rows_of_onnx_runtime(bundle: Bundle, pixels: NDArray[np.uint8
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.99999), ("int8", 0.99)])
-def test_gives_the_embeddings_of_the_model_that_ships(
+def test_embeddings_of_the_included_model_equal_those_of_onnx_runtime(
     pixels: NDArray[np.uint8], precision: Precision, least: float
 ) -> None:
     model = Bundle.open(next(path for path in pretrained_folder().iterdir() if path.is_dir()))
@@ -72,7 +72,7 @@ def test_gives_the_embeddings_of_the_model_that_ships(
 
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 20])
-def test_the_batch_and_the_lanes_do_not_matter(
+def test_batch_and_lanes_do_not_change_rows(
     bundle: Bundle, pixels: NDArray[np.uint8], lanes: int, count: int
 ) -> None:
     engine = open_engine(bundle, EngineOptions(engine="openvino", threads=3), lanes=lanes)
@@ -81,7 +81,7 @@ def test_the_batch_and_the_lanes_do_not_matter(
     assert np.allclose(rows, np.array(one_by_one).reshape(count, 16), atol=1e-6)
 
 
-def test_more_threads_than_lanes_may_call_at_once(
+def test_more_threads_than_lanes_can_call_at_once(
     bundle: Bundle, pixels: NDArray[np.uint8]
 ) -> None:
     engine = open_engine(bundle, EngineOptions(engine="openvino", threads=2), lanes=2)
@@ -92,7 +92,7 @@ def test_more_threads_than_lanes_may_call_at_once(
         assert np.allclose(rows, engine.run(batch, "photo"), atol=1e-6)
 
 
-def test_answers_are_not_overwritten_by_later_ones(
+def test_results_are_not_overwritten_by_later_ones(
     bundle: Bundle, pixels: NDArray[np.uint8]
 ) -> None:
     engine = open_engine(bundle, EngineOptions(engine="openvino"))
@@ -102,7 +102,7 @@ def test_answers_are_not_overwritten_by_later_ones(
     assert np.array_equal(first, kept)
 
 
-def test_views_and_read_only_images_run(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
+def test_views_and_read_only_images_are_accepted(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
     engine = open_engine(bundle, EngineOptions(engine="openvino"))
     rows = engine.run(pixels, "photo")
     assert np.allclose(engine.run(pixels[::2], "photo"), rows[::2], atol=1e-6)
@@ -111,7 +111,7 @@ def test_views_and_read_only_images_run(bundle: Bundle, pixels: NDArray[np.uint8
     assert np.allclose(engine.run(read_only, "photo"), rows, atol=1e-6)
 
 
-def test_info_tells_what_runs(bundle: Bundle) -> None:
+def test_info_describes_the_running_engine(bundle: Bundle) -> None:
     info = open_engine(bundle, EngineOptions(engine="openvino", threads=2), lanes=2).info
     assert (info.name, info.precision, info.device) == ("openvino", "int8", "cpu")
     assert (info.dim, info.threads, info.lanes) == (16, 2, 2)
@@ -130,7 +130,7 @@ def test_auto_prefers_it_to_onnx_runtime(bundle: Bundle) -> None:
         open_engine(bundle, EngineOptions(engine="openvino", device="cuda"))
 
 
-def test_a_model_that_it_refuses_is_left_to_onnx_runtime(tmp_path: Path) -> None:
+def test_auto_uses_onnx_runtime_for_a_model_that_openvino_refuses(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
     (folder / "model.int8.onnx").write_bytes(_with_an_operator_of_microsofts())
     write_tiny_manifest(folder)
@@ -156,7 +156,9 @@ def test_a_model_that_it_refuses_is_left_to_onnx_runtime(tmp_path: Path) -> None
         ("empty", "is empty"),
     ],
 )
-def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, complaint: str) -> None:
+def test_models_with_other_inputs_or_outputs_are_refused(
+    tmp_path: Path, fault: str, complaint: str
+) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
     (folder / "model.int8.onnx").write_bytes(_faulty(fault))
     write_tiny_manifest(folder)
@@ -168,7 +170,7 @@ def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, compla
         open_engine(Bundle.open(folder), EngineOptions(device="cpu"))
 
 
-def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
+def test_wrong_input_is_an_error(bundle: Bundle, pixels: NDArray[np.uint8]) -> None:
     engine = open_engine(bundle, EngineOptions(engine="openvino"))
     with pytest.raises(EngineUnavailable, match=r"failed on 1 images: .*incompatible") as caught:
         engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8), "photo")
@@ -176,7 +178,7 @@ def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle, pixels: NDArray
     assert engine.run(pixels[:1], "photo").shape == (1, 16)
 
 
-def test_a_closed_engine_says_so_and_others_go_on(
+def test_a_closed_engine_says_so_and_others_still_run(
     bundle: Bundle, pixels: NDArray[np.uint8]
 ) -> None:
     engine, other = (open_engine(bundle, EngineOptions(engine="openvino")) for _ in range(2))
@@ -187,7 +189,7 @@ def test_a_closed_engine_says_so_and_others_go_on(
     assert other.run(pixels[:1], "photo").shape == (1, 16)
 
 
-def test_a_stream_takes_as_many_lanes_as_threads(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_stream_uses_as_many_lanes_as_threads(bundle: Bundle, tmp_path: Path) -> None:
     photos = write_photos(tmp_path, 30)
     with Embedder(bundle, engine="openvino", threads=2, batch=4) as embedder:
         assert embedder.engine.info.lanes == 1
@@ -244,7 +246,7 @@ def test_memory_depends_neither_on_the_batch_nor_on_the_number_of_engines(bundle
     assert int(megabytes) < 20
 
 
-def test_nothing_is_reported_to_anybody(bundle: Bundle, tmp_path: Path) -> None:
+def test_telemetry_is_disabled(bundle: Bundle, tmp_path: Path) -> None:
     """OpenVINO's import tells its vendor of it over the network, and leaves files at home."""
     script = (
         "import json, sys\n"
@@ -275,7 +277,9 @@ def test_nothing_is_reported_to_anybody(bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_shipped_model_embeds_alike_on_one_lane_and_on_several(precision: Precision) -> None:
+def test_the_included_model_gives_the_same_rows_on_one_lane_and_several(
+    precision: Precision,
+) -> None:
     """OpenVINO's streams have given noise for such a model, in rows of length 1."""
     pixels = np.random.default_rng(1).integers(0, 256, (6, 28, 28, 3), dtype=np.uint8)
     pixels = pixels.repeat(8, axis=1).repeat(8, axis=2)
@@ -291,7 +295,7 @@ def test_the_shipped_model_embeds_alike_on_one_lane_and_on_several(precision: Pr
             np.testing.assert_allclose(rows, expected, atol=1e-3)
 
 
-def test_ctrl_c_is_an_exception_after_engines_have_come_and_gone(bundle: Bundle) -> None:
+def test_ctrl_c_raises_after_engines_were_opened_and_closed(bundle: Bundle) -> None:
     """OpenVINO has left the process with a stack for signal handlers that was freed already."""
     script = (
         "import gc, signal, sys\n"
@@ -314,7 +318,7 @@ def test_ctrl_c_is_an_exception_after_engines_have_come_and_gone(bundle: Bundle)
     assert _lines(script, str(bundle.folder)) == ["interrupted"]
 
 
-def test_threads_that_ask_at_once_get_one_core() -> None:
+def test_concurrent_threads_share_one_openvino_core() -> None:
     script = (
         "import time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
@@ -347,7 +351,7 @@ def test_without_the_library_the_extra_is_named(
     assert open_engine(bundle, EngineOptions(device="cpu")).info.name == "onnxruntime"
 
 
-def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_installation_without_files_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "openvino").mkdir()
     (tmp_path / "openvino" / "__init__.py").touch()
     script = (
@@ -364,7 +368,7 @@ def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> 
     assert "sbtk[openvino]" in line
 
 
-def test_two_threads_may_open_the_first_engine_at_once(bundle: Bundle) -> None:
+def test_two_threads_can_open_the_first_engine_at_once(bundle: Bundle) -> None:
     script = (
         "import sys\n"
         "from concurrent.futures import ThreadPoolExecutor\n"

@@ -70,7 +70,7 @@ def test_auto_prefers_onnxruntime_on_x86_without_vnni(flags: str, first: str) ->
     assert [entry.device for entry in ordered] == ["cuda"] * 3 + ["cpu"] * 2
 
 
-def test_computes_what_numpy_computes(bundle: Bundle) -> None:
+def test_rows_equal_those_of_numpy(bundle: Bundle) -> None:
     engine = open_engine(bundle, EngineOptions(engine="onnxruntime", threads=2))
     images = _images(9)
     rows = engine.run(images, "photo")
@@ -80,7 +80,7 @@ def test_computes_what_numpy_computes(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 33])
-def test_the_batch_does_not_matter(bundle: Bundle, lanes: int, count: int) -> None:
+def test_the_batch_does_not_change_rows(bundle: Bundle, lanes: int, count: int) -> None:
     engine = open_engine(bundle, EngineOptions(threads=3), lanes=lanes)
     images = _images(count)
     rows = engine.run(images, "photo")
@@ -89,7 +89,7 @@ def test_the_batch_does_not_matter(bundle: Bundle, lanes: int, count: int) -> No
     assert np.allclose(rows, np.array(one_by_one).reshape(count, 16), atol=1e-6)
 
 
-def test_lanes_may_run_at_once(bundle: Bundle) -> None:
+def test_lanes_can_run_at_once(bundle: Bundle) -> None:
     engine = open_engine(bundle, EngineOptions(threads=4), lanes=4)
     batches = [_images(5, seed) for seed in range(40)]
     with ThreadPoolExecutor(8) as pool:
@@ -98,7 +98,7 @@ def test_lanes_may_run_at_once(bundle: Bundle) -> None:
         assert np.array_equal(rows, engine.run(batch, "photo"))
 
 
-def test_views_and_slices_run(bundle: Bundle) -> None:
+def test_views_and_slices_are_accepted(bundle: Bundle) -> None:
     engine = open_engine(bundle)
     images = _images(6)
     assert np.array_equal(engine.run(images[::2], "photo"), engine.run(images, "photo")[::2])
@@ -106,7 +106,7 @@ def test_views_and_slices_run(bundle: Bundle) -> None:
     assert np.array_equal(engine.run(mirrored, "photo"), engine.run(mirrored.copy(), "photo"))
 
 
-def test_info_tells_what_runs(bundle: Bundle) -> None:
+def test_info_describes_the_running_engine(bundle: Bundle) -> None:
     info = open_engine(bundle, EngineOptions(engine="onnxruntime", threads=2)).info
     assert (info.name, info.precision, info.device) == ("onnxruntime", "int8", "cpu")
     assert (info.dim, info.threads, info.lanes) == (16, 2, 1)
@@ -115,7 +115,7 @@ def test_info_tells_what_runs(bundle: Bundle) -> None:
     assert open_engine(bundle, EngineOptions(precision="fp32")).info.precision == "fp32"
 
 
-def test_auto_says_why_not_the_faster_ones(bundle: Bundle) -> None:
+def test_auto_says_why_faster_engines_are_unavailable(bundle: Bundle) -> None:
     working = [report.name for report in probe_engines() if report.works]
     info = open_engine(bundle).info
     assert info.name == working[0]
@@ -165,7 +165,7 @@ def test_a_single_image_does_not_wait_for_an_engine_that_loads_slowly(bundle: Bu
         )
 
 
-def test_without_int8_a_cpu_takes_fp32(tmp_path: Path) -> None:
+def test_without_int8_a_cpu_uses_fp32(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
     (folder / "model.int8.onnx").rename(folder / "model.fp16.onnx")
     write_tiny_manifest(folder)
@@ -182,7 +182,7 @@ def test_a_closed_engine_says_so(bundle: Bundle) -> None:
         engine.run(_images(1), "photo")
 
 
-def test_wrong_input_is_an_error_and_not_a_crash(bundle: Bundle) -> None:
+def test_wrong_input_is_an_error(bundle: Bundle) -> None:
     engine = open_engine(bundle)
     with pytest.raises(EngineUnavailable, match="failed on 1 images"):
         engine.run(np.zeros((1, 100, 100, 3), dtype=np.uint8), "photo")
@@ -206,14 +206,14 @@ def test_contradictory_options_are_refused(bundle: Bundle) -> None:
         open_engine(bundle, EngineOptions(batch=0))
 
 
-def test_the_engine_that_was_dropped_names_its_successor(bundle: Bundle) -> None:
+def test_the_error_for_the_removed_engine_names_its_successor(bundle: Bundle) -> None:
     with pytest.raises(BadConfig) as caught:
         open_engine(bundle, EngineOptions("onnxruntime-tensorrt"))
     assert caught.value.found == "the engine onnxruntime-tensorrt no longer exists"
     assert caught.value.next_step == "--engine tensorrt"
 
 
-def test_survey_is_in_order_and_knows_this_library() -> None:
+def test_probe_engines_lists_all_in_order_of_preference() -> None:
     reports = probe_engines()
     assert tuple(report.name for report in reports) == ENGINE_NAMES
     cpu = next(report for report in reports if report.name == "onnxruntime")
@@ -245,7 +245,7 @@ def test_without_the_library_the_extra_is_named(bundle: Bundle) -> None:
     assert set(answers[2].split()) == {"False"}
 
 
-def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
+def test_an_installation_without_files_is_recognised(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime" / "__init__.py").touch()
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + _OPEN_ENGINE
@@ -274,7 +274,9 @@ def test_a_hollow_installation_is_recognised(bundle: Bundle, tmp_path: Path) -> 
         ("text", "truncated or not an ONNX model"),
     ],
 )
-def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, complaint: str) -> None:
+def test_models_with_other_inputs_or_outputs_are_refused(
+    tmp_path: Path, fault: str, complaint: str
+) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
     path = folder / "model.int8.onnx"
     path.write_bytes(_faulty(fault))
@@ -285,7 +287,7 @@ def test_models_that_are_not_ours_are_refused(tmp_path: Path, fault: str, compla
     assert open_engine(Bundle.open(folder), EngineOptions(precision="fp32")).info.dim == 16
 
 
-def test_models_cut_anywhere_are_refused_and_never_crash(tmp_path: Path) -> None:
+def test_truncated_models_are_refused_and_never_crash(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
     content = (folder / "model.int8.onnx").read_bytes()
     for sixteenth in range(16):
@@ -295,7 +297,7 @@ def test_models_cut_anywhere_are_refused_and_never_crash(tmp_path: Path) -> None
             open_engine(Bundle.open(folder))
 
 
-def test_bad_rows_are_found_and_blanked() -> None:
+def test_invalid_rows_are_found_and_zeroed() -> None:
     unit = np.zeros((9, 4), dtype=np.float32)
     unit[:, 0] = 1.0
     rows = unit.copy()
@@ -316,7 +318,7 @@ def test_bad_rows_are_found_and_blanked() -> None:
     assert not nobody.any()
 
 
-def test_threads_are_what_this_process_may_use() -> None:
+def test_the_default_threads_are_those_this_process_may_use() -> None:
     assert 1 <= cpu_threads() <= len(os.sched_getaffinity(0))
 
 
@@ -335,7 +337,7 @@ def test_threads_are_what_this_process_may_use() -> None:
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "/", None),
     ],
 )
-def test_quotas_of_containers(
+def test_container_cpu_quotas_are_respected(
     tmp_path: Path, files: dict[str, str], own: str, quota: float | None
 ) -> None:
     for name, text in files.items():
@@ -455,7 +457,7 @@ except MemoryError:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_engines_that_get_no_memory_are_not_called_missing_or_refusing(bundle: Bundle) -> None:
+def test_a_lack_of_memory_is_not_reported_as_a_missing_engine(bundle: Bundle) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_MEMORY, str(bundle.folder)],
         capture_output=True,

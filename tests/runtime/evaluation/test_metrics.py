@@ -53,7 +53,7 @@ def test_evaluate_equals_scikit_learn_on_the_same_vectors() -> None:
     assert {measure.cut for measure in result.values if measure.kind == "P"} == {10, 100, 200}
 
 
-def test_evaluate_equals_loops_over_each_query_for_every_figure() -> None:
+def test_evaluate_equals_loops_over_each_query_for_every_metric() -> None:
     rng = np.random.default_rng(1)
     queries, gallery = unit_rows(rng, 12, 8), unit_rows(rng, 210, 8)
     query_labels, gallery_labels = rng.integers(0, 4, 12), rng.integers(0, 4, 210)
@@ -82,7 +82,7 @@ def test_ties_are_ordered_by_gallery_index() -> None:
     assert right_first.ap_all == pytest.approx([1.0])
 
 
-def test_a_gallery_of_equal_rows_ranks_as_it_stands() -> None:
+def test_a_gallery_of_equal_rows_is_ranked_in_its_order() -> None:
     gallery = np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (7, 1))
     labels = np.array([0, 1, 0, 0, 1, 0, 0])
     result = metrics.evaluate(gallery[:1], np.array([1]), gallery, labels)
@@ -113,7 +113,7 @@ def test_only_unanswerable_queries_are_an_error() -> None:
     ("queries", "query_labels", "gallery"),
     [((3, 4), 2, (5, 4)), ((3, 4), 3, (5, 6)), ((12,), 12, (5, 4))],
 )
-def test_shapes_that_do_not_fit_are_named(
+def test_mismatched_shapes_are_named(
     queries: tuple[int, ...], query_labels: int, gallery: tuple[int, ...]
 ) -> None:
     with pytest.raises(BadData):
@@ -125,7 +125,7 @@ def test_shapes_that_do_not_fit_are_named(
         )
 
 
-def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_queries_do_not_change_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     # Integers, so that products do not depend on the order of summation.
     rng = np.random.default_rng(4)
     queries = rng.integers(-3, 4, (17, 6)).astype(np.float32)
@@ -138,7 +138,7 @@ def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert whole.summary() == parts.summary()
 
 
-def test_the_cosine_takes_rows_of_any_length() -> None:
+def test_the_cosine_accepts_rows_of_any_norm() -> None:
     rng = np.random.default_rng(6)
     queries, gallery = unit_rows(rng, 9, 5), unit_rows(rng, 40, 5)
     labels, gallery_labels = rng.integers(0, 3, 9), rng.integers(0, 3, 40)
@@ -150,7 +150,7 @@ def test_the_cosine_takes_rows_of_any_length() -> None:
     np.testing.assert_allclose(found.ap_all, expected.ap_all)
 
 
-def test_euclidean_distance_ranks_raw_rows_as_their_differences_do() -> None:
+def test_euclidean_distance_ranks_rows_as_their_differences() -> None:
     rng = np.random.default_rng(7)
     queries = rng.integers(-9, 10, (11, 4)).astype(np.float32)
     gallery = rng.integers(-9, 10, (60, 4)).astype(np.float32)
@@ -256,7 +256,7 @@ def test_numbers_that_are_not_finite_are_named() -> None:
             metrics.evaluate(queries, labels, gallery, labels)
 
 
-def test_codes_and_embeddings_are_not_taken_for_each_other() -> None:
+def test_codes_and_embeddings_are_not_confused() -> None:
     rows, codes = np.ones((3, 8), dtype=np.float32), np.ones((3, 8), dtype=np.uint8)
     labels = np.zeros(3, dtype=np.int64)
     with pytest.raises(BadData, match="uint8 rows for cosine"):
@@ -265,13 +265,13 @@ def test_codes_and_embeddings_are_not_taken_for_each_other() -> None:
         metrics.evaluate(rows, labels, rows, labels, distance="hamming")
 
 
-def test_class_mean_weighs_classes_and_not_queries() -> None:
+def test_the_class_mean_weights_classes_equally() -> None:
     values = np.array([1.0, 1.0, 1.0, 0.0])
     assert metrics.class_mean(values, np.array([7, 7, 7, 2])) == pytest.approx(0.5)
     assert float(values.mean()) == pytest.approx(0.75)
 
 
-def test_summary_names_the_rule_of_every_figure() -> None:
+def test_the_summary_names_the_rule_of_every_metric() -> None:
     rng = np.random.default_rng(5)
     gallery = unit_rows(rng, 30, 4)
     labels = rng.integers(0, 3, 30)
@@ -287,7 +287,7 @@ def test_summary_names_the_rule_of_every_figure() -> None:
     }
 
 
-def test_perfect_and_reversed_rankings_reach_the_ends() -> None:
+def test_perfect_and_reversed_rankings_give_the_extreme_values() -> None:
     gallery = np.array([[1, 0], [1, 0], [-1, 0], [-1, 0]], dtype=np.float32)
     labels = np.array([0, 0, 1, 1])
     perfect = metrics.evaluate(gallery[:1], np.array([0]), gallery, labels)
@@ -379,7 +379,7 @@ def test_plain_and_voc_ap_equal_straightforward_loops(relevant: NDArray[np.bool_
 
 @given(rankings, st.integers(1, 50), divisors)
 @settings(max_examples=200, deadline=None)
-def test_figures_at_k_equal_straightforward_loops(
+def test_metrics_at_k_equal_straightforward_loops(
     relevant: NDArray[np.bool_], k: int, divisor: Divisor
 ) -> None:
     found, listed = _rank_listed(relevant), list(relevant)
@@ -409,7 +409,7 @@ def test_expected_ap_is_the_mean_over_all_orders_of_equal_scores(
 
 @given(tied_lists, st.integers(1, 8), divisors)
 @settings(max_examples=150, deadline=None)
-def test_expected_figures_at_k_are_means_over_all_orders_of_equal_scores(
+def test_expected_metrics_at_k_are_means_over_all_orders_of_equal_scores(
     photos: list[tuple[int, bool]], k: int, divisor: Divisor
 ) -> None:
     scores, relevant = [score for score, _ in photos], [is_hit for _, is_hit in photos]
@@ -422,7 +422,7 @@ def test_expected_figures_at_k_are_means_over_all_orders_of_equal_scores(
 
 @given(tied_lists)
 @settings(max_examples=100, deadline=None)
-def test_ties_by_index_stand_in_the_order_of_the_gallery(photos: list[tuple[int, bool]]) -> None:
+def test_ties_by_index_follow_the_order_of_the_gallery(photos: list[tuple[int, bool]]) -> None:
     scores, relevant = [score for score, _ in photos], [is_hit for _, is_hit in photos]
     order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
     ranks = [rank for rank, row in enumerate(order) if relevant[row]]
@@ -435,7 +435,7 @@ def test_ties_by_index_stand_in_the_order_of_the_gallery(photos: list[tuple[int,
         assert not found.has_ties
 
 
-def test_floats_are_ordered_as_they_are_sorted_whatever_their_sign_and_size() -> None:
+def test_ranks_equal_a_stable_sort_for_floats_of_any_sign_and_size() -> None:
     random = np.random.default_rng(1)
     scores = (random.standard_normal((5, 300)) * 10.0 ** random.integers(-40, 30, 300)).astype(
         np.float32
@@ -474,7 +474,7 @@ def test_expected_values_of_large_groups_equal_a_mean_over_many_random_orders() 
         assert spread > 0
 
 
-def test_the_closed_form_is_good_to_nine_digits_far_down_a_long_list() -> None:
+def test_the_closed_form_is_accurate_to_nine_digits_in_long_lists() -> None:
     # Two relevant among three of equal score, below fifty thousand photos.
     above = 50_000
     found = RelevantRanks(np.array([[above, above]]), np.array([[3, 3]]))

@@ -40,12 +40,12 @@ def _sides() -> tuple[Labelled, Labelled]:
     )
 
 
-def test_the_usual_protocol_reads_as_it_always_did() -> None:
+def test_the_description_of_the_usual_protocol_has_not_changed() -> None:
     assert Protocol().ranking == "cosine of unit embeddings; equal scores in gallery order"
     assert Protocol().setting_words == ""
 
 
-def test_every_rule_shows_in_the_words() -> None:
+def test_every_rule_is_in_the_description() -> None:
     codes = CodeRule(64, "queries", "released", fitted_rows=525)
     protocol = Protocol(
         distance="hamming", ties="expected", keeps_duplicates=True, codes=codes, split="SK-SH"
@@ -72,7 +72,7 @@ def test_every_rule_shows_in_the_words() -> None:
     assert "20 %" in Protocol(setting="generalised-20").setting_words
 
 
-def test_no_two_measures_share_a_name_or_a_definition() -> None:
+def test_metrics_have_distinct_names_and_definitions() -> None:
     cuts: list[tuple[int | None, Divisor | None]] = [(None, None)]
     cuts += [(k, divisor) for k in (100, 200) for divisor in DIVISORS]
     means: tuple[Mean, ...] = get_args(Mean)
@@ -85,7 +85,7 @@ def test_no_two_measures_share_a_name_or_a_definition() -> None:
     assert len({measure.definition for measure in measures}) == len(measures)
 
 
-def test_names_that_logs_and_readers_rely_on() -> None:
+def test_metric_names_in_logs_have_not_changed() -> None:
     assert Measure("AP").name == "mAP@all"
     assert Measure("AP", is_voc=True).name == "mAP@all (VOC)"
     assert Measure("AP", mean="class").name == "mAP@all (class mean)"
@@ -96,7 +96,7 @@ def test_names_that_logs_and_readers_rely_on() -> None:
     assert "min(200, R)" in everything.definition
 
 
-def test_usual_measures_hold_each_published_rule_once() -> None:
+def test_the_usual_metrics_cover_each_published_rule_once() -> None:
     names = [measure.name for measure in usual_measures((100, 200), (100,))]
     assert len(set(names)) == len(names)
     # SBTKNet and SAKE; DSN; doodle2search and SEM-PCYC; Eq. 7; DSN's P@100.
@@ -119,7 +119,7 @@ def test_rules_that_contradict_each_other_are_refused() -> None:
         Protocol(queries="photo", setting="generalised-20")
 
 
-def test_sem_pcycs_draw_is_that_of_its_code() -> None:
+def test_the_draw_of_sem_pcyc_equals_that_of_its_code() -> None:
     sketches = [f"class{number % 7}/sketch{number:03}.png" for number in range(300)]
     photos = [f"class{number % 5}/photo{number:03}.jpg" for number in range(200)]
     found = draw_seen(sketches, photos, unseen_sketches=77, unseen_photos=54)
@@ -134,7 +134,7 @@ def test_sem_pcycs_draw_is_that_of_its_code() -> None:
     assert (len(found.sketches), len(found.photos)) == (15, 10)
 
 
-def test_where_its_code_drew_the_classes_the_draw_goes_on_from_there() -> None:
+def test_after_a_draw_of_classes_the_draw_of_images_continues_its_sequence() -> None:
     names = [f"class/{number:04}" for number in range(500)]
     found = draw_seen(names, names, unseen_sketches=400, unseen_photos=400, split="SK-SH-sempcyc")
     np.random.seed(0)
@@ -147,7 +147,7 @@ def test_where_its_code_drew_the_classes_the_draw_goes_on_from_there() -> None:
     assert other.sketches.tolist() != expected.tolist()
 
 
-def test_a_seen_file_that_is_there_twice_is_drawn_once() -> None:
+def test_a_repeated_seen_file_is_drawn_once() -> None:
     names = ["a/1", "a/2", "a/1", "a/2", "b/3"]
     found = draw_seen(names, names, unseen_sketches=15, unseen_photos=10)
     assert found.sketches.tolist() == [0, 1, 4]
@@ -160,7 +160,7 @@ def test_fewer_seen_images_than_the_draw_needs_are_named() -> None:
     assert "3, a fifth of the 15" in raised.value.expected
 
 
-def test_the_first_ten_photos_of_each_class_ask_the_others() -> None:
+def test_the_first_ten_photos_of_each_class_are_the_queries() -> None:
     labels = np.array([0, 1] * 14 + [2] * 4)
     photos = Labelled(np.arange(len(labels), dtype=np.float32)[:, None], labels)
     queries, gallery = photo_queries(photos)
@@ -171,7 +171,7 @@ def test_the_first_ten_photos_of_each_class_ask_the_others() -> None:
 
 
 @pytest.mark.parametrize("counts", [(10, 4), (1,), ()])
-def test_photos_of_which_none_is_left_to_be_found_are_refused(counts: tuple[int, ...]) -> None:
+def test_classes_without_photos_left_to_find_are_refused(counts: tuple[int, ...]) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     with pytest.raises(BadData, match=f"no class has more than {max(counts, default=0)}") as caught:
         photo_queries(Labelled(_rows(len(labels), 0), labels))
@@ -188,7 +188,7 @@ def test_without_codes_a_protocol_is_plain_evaluation() -> None:
 
 
 @pytest.mark.parametrize("fitted_on", ["gallery", "training", "queries", "bundle"])
-def test_codes_are_fitted_on_what_the_protocol_says(fitted_on: FittedOn) -> None:
+def test_codes_are_fitted_on_the_images_of_the_protocol(fitted_on: FittedOn) -> None:
     queries, gallery = _sides()
     training = _rows(60, 3)
     protocol = Protocol(distance="hamming", codes=CodeRule(8, fitted_on))
@@ -215,7 +215,7 @@ def test_codes_are_fitted_on_what_the_protocol_says(fitted_on: FittedOn) -> None
     ("fitted_on", "learnt_on"),
     [("training", None), ("bundle", None), ("bundle", _rows(60, 3)), ("bundle", 16)],
 )
-def test_itq_that_was_not_given_is_asked_for(
+def test_a_missing_itq_is_named(
     fitted_on: FittedOn, learnt_on: NDArray[np.float32] | int | None
 ) -> None:
     queries, gallery = _sides()
@@ -226,7 +226,7 @@ def test_itq_that_was_not_given_is_asked_for(
         evaluate_by(protocol, queries, gallery, learnt_on=given)
 
 
-def test_the_released_rotation_makes_other_codes() -> None:
+def test_the_released_rotation_gives_other_codes() -> None:
     queries, gallery = _sides()
     metrics = [
         evaluate_by(
@@ -237,7 +237,7 @@ def test_the_released_rotation_makes_other_codes() -> None:
     assert metrics[0] != metrics[1]
 
 
-def test_python_has_the_protocols_from_the_package_itself() -> None:
+def test_protocols_can_be_imported_from_the_package() -> None:
     queries, gallery = _sides()
     rule = sbtk_runtime.CodeRule(8, "queries")
     protocol = sbtk_runtime.Protocol(distance="hamming", ties="expected", codes=rule)

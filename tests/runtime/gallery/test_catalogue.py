@@ -48,7 +48,7 @@ def first(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_committed_is_seen_from_its_generation_on(first: Path) -> None:
+def test_commits_are_visible_from_their_generation_on(first: Path) -> None:
     assert seen(first, 0) == {}
     assert seen(first, 1) == {1: (b"/p/a", 0), 2: (b"/p/b", 1), 3: (b"/p/c", 2)}
     with Catalogue(first, 2) as catalogue:
@@ -57,7 +57,7 @@ def test_what_is_committed_is_seen_from_its_generation_on(first: Path) -> None:
         assert not catalogue.is_changed()
 
 
-def test_changes_show_in_the_next_generation_only(first: Path) -> None:
+def test_changes_are_visible_only_in_the_next_generation(first: Path) -> None:
     before = seen(first, 1)
     with Catalogue(first, 2) as catalogue:
         assert catalogue.commit([photo("a", 3, content=7), photo("d", 4)], [], [batch(3, 2)]) == (
@@ -77,7 +77,7 @@ def test_changes_show_in_the_next_generation_only(first: Path) -> None:
     assert after == {1: (b"/p/a", 3), 3: (b"/q/c", 2), 4: (b"/p/d", 4)}
 
 
-def test_rows_and_ids_of_many_photos_with_and_without_gaps(tmp_path: Path) -> None:
+def test_rows_and_ids_of_many_photos_are_right_with_and_without_gaps(tmp_path: Path) -> None:
     with Catalogue(tmp_path, 1) as catalogue:
         catalogue.claim(ORIGIN)
         photos = [photo(f"{n:04d}", 10 + n) for n in range(1200)]
@@ -98,7 +98,7 @@ def test_rows_and_ids_of_many_photos_with_and_without_gaps(tmp_path: Path) -> No
         assert view.rows().tolist() == []
 
 
-def test_a_catalogue_of_codes_knows_what_makes_them(tmp_path: Path) -> None:
+def test_a_catalogue_of_codes_stores_its_itq(tmp_path: Path) -> None:
     itq = tiny_itq(16, 8)
     origin = replace(ORIGIN, bits=8)
     with Catalogue(tmp_path, 1) as catalogue:
@@ -119,7 +119,7 @@ def test_a_catalogue_of_codes_knows_what_makes_them(tmp_path: Path) -> None:
             catalogue.itq()
 
 
-def test_missing_photos_are_hidden_kept_and_come_back(first: Path) -> None:
+def test_missing_photos_are_hidden_and_can_come_back(first: Path) -> None:
     with Catalogue(first, 2) as catalogue:
         assert catalogue.lose([1, 3]) == 2
         assert catalogue.lose([1]) == 0
@@ -142,7 +142,7 @@ def test_missing_photos_are_hidden_kept_and_come_back(first: Path) -> None:
     assert seen(first, 3) == {1: (b"/p/a", 0), 2: (b"/p/b", 1), 3: (b"/q/c", 2)}
 
 
-def test_photos_may_share_a_row(tmp_path: Path) -> None:
+def test_photos_can_share_a_row(tmp_path: Path) -> None:
     with Catalogue(tmp_path, 1) as catalogue:
         catalogue.claim(ORIGIN)
         photos = [photo("a", 0), photo("b", 0), photo("c", 2), photo("d", 1), photo("e", 0)]
@@ -162,7 +162,7 @@ def test_photos_may_share_a_row(tmp_path: Path) -> None:
         assert view.names_at(0) == [(2, b"/p/b"), (5, b"/p/e")]
 
 
-def test_ids_are_never_given_twice(first: Path) -> None:
+def test_ids_are_never_reused(first: Path) -> None:
     with Catalogue(first, 2) as catalogue:
         catalogue.remove([3])
         catalogue.commit([photo("d", 3)], [], [batch(3, 1)])
@@ -170,7 +170,7 @@ def test_ids_are_never_given_twice(first: Path) -> None:
     assert sorted(seen(first, 2)) == [1, 2, 4]
 
 
-def test_what_nobody_has_seen_leaves_no_version(first: Path) -> None:
+def test_unpublished_changes_leave_no_version(first: Path) -> None:
     with Catalogue(first, 2) as catalogue:
         catalogue.commit([photo("d", 3)], [], [batch(3, 1)])
         catalogue.commit([photo("d", 4, content=9)], [], [batch(4, 1)])
@@ -179,13 +179,13 @@ def test_what_nobody_has_seen_leaves_no_version(first: Path) -> None:
     assert len(seen(first, 2)) == 3
 
 
-def test_a_move_onto_another_photo_ends_that_photo(first: Path) -> None:
+def test_a_move_onto_another_photo_replaces_it(first: Path) -> None:
     with Catalogue(first, 2) as catalogue:
         assert catalogue.move(1, b"/p/b", (5, 6, 7))
     assert seen(first, 2) == {1: (b"/p/b", 0), 3: (b"/p/c", 2)}
 
 
-def test_a_failure_ends_the_photo_and_a_success_the_failure(first: Path) -> None:
+def test_a_failure_replaces_the_photo_and_a_success_the_failure(first: Path) -> None:
     with Catalogue(first, 2) as catalogue:
         catalogue.commit([], [Failure(b"/p/a", "damaged", 5, 6, 7)], [])
         assert list(catalogue.failures()) == [(b"/p/a", "damaged")]
@@ -195,7 +195,7 @@ def test_a_failure_ends_the_photo_and_a_success_the_failure(first: Path) -> None
         assert catalogue.live() == 3
 
 
-def test_another_reader_tries_failures_again(first: Path) -> None:
+def test_a_change_of_decoders_retries_failures(first: Path) -> None:
     with Catalogue(first, 2) as catalogue:
         catalogue.retry_failures_of_other("pillow 1")
         catalogue.commit([], [Failure(b"/p/a", "damaged", 5, 6, 7)], [])
@@ -228,7 +228,7 @@ def test_purge_forgets_shards_without_photos(tmp_path: Path) -> None:
         assert catalogue.shards() == {0, 2, 3}
 
 
-def test_rows_below_a_folder(tmp_path: Path) -> None:
+def test_rows_can_be_limited_to_a_folder(tmp_path: Path) -> None:
     with Catalogue(tmp_path, 1) as catalogue:
         catalogue.claim(ORIGIN)
         names = ("a/1", "a/b/2", "ab/3", "a0/4", "a")
@@ -267,14 +267,14 @@ def test_a_newer_catalogue_is_refused(first: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"no database at all, but long enough" * 99, b""])
-def test_what_is_no_catalogue_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused_as_catalogues(tmp_path: Path, content: bytes) -> None:
     (tmp_path / CATALOGUE_NAME).write_bytes(content)
     with pytest.raises(BadGallery) as caught:
         CatalogueView(tmp_path, 1)
     assert "sbtk index" in caught.value.next_step
 
 
-def test_a_damaged_page_is_told(first: Path) -> None:
+def test_a_damaged_page_is_reported(first: Path) -> None:
     path = first / CATALOGUE_NAME
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xa5" * (len(data) - 4096)
@@ -283,7 +283,7 @@ def test_a_damaged_page_is_told(first: Path) -> None:
         seen(first, 1)
 
 
-def test_a_catalogue_that_another_program_has_locked_is_not_called_damaged(first: Path) -> None:
+def test_a_locked_catalogue_is_not_reported_as_damaged(first: Path) -> None:
     path = first / CATALOGUE_NAME
     with closing(sqlite3.connect(path)) as other, closing(sqlite3.connect(path, timeout=0)) as own:
         other.execute("BEGIN IMMEDIATE")

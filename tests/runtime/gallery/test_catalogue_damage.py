@@ -75,7 +75,7 @@ READ: dict[str, tuple[str, Callable[[CatalogueView], object]]] = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_reader_tells_values_of_another_type(folder: Path, name: str) -> None:
+def test_a_reader_reports_values_of_the_wrong_type(folder: Path, name: str) -> None:
     statement, read = READ[name]
     with closing(CatalogueView(folder, 1)) as view:
         read(view)
@@ -145,7 +145,7 @@ def test_an_index_that_differs_from_its_table_is_damage(folder: Path) -> None:
         assert "photo_by_row" in (view.damage() or "")
 
 
-def test_codes_that_have_lost_their_length_are_no_embeddings(tmp_path: Path) -> None:
+def test_codes_without_a_length_are_not_read_as_embeddings(tmp_path: Path) -> None:
     itq = tiny_itq(DIM, 8)
     folder = tmp_path / "g.sbtk"
     code_gallery_of(folder, itq.codes(unit_rows(COUNT, DIM)), itq)
@@ -155,9 +155,7 @@ def test_codes_that_have_lost_their_length_are_no_embeddings(tmp_path: Path) -> 
     require_told(caught.value)
 
 
-def test_another_width_than_the_models_cuts_no_embedding_off(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_a_wrong_width_does_not_truncate_embeddings(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 3)
     update_gallery(folder, [photos], embedder)
@@ -169,14 +167,14 @@ def test_another_width_than_the_models_cuts_no_embedding_off(
     assert (folder / "vectors" / "000000.f16").read_bytes() == before
 
 
-def test_damage_met_while_writing_is_told(folder: Path) -> None:
+def test_damage_found_while_writing_is_reported(folder: Path) -> None:
     with pytest.raises(BadGallery) as caught, Catalogue(folder, 2) as catalogue:
         catalogue.connection.execute("DROP TABLE failures")
         list(catalogue.failures())
     require_told(caught.value)
 
 
-def test_any_flipped_bit_ends_in_an_answer_or_an_error_that_is_told(
+def test_any_flipped_bit_gives_an_answer_or_a_clear_error(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     photos, good = tmp_path / "photos", tmp_path / "good.sbtk"

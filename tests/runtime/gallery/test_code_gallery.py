@@ -54,9 +54,7 @@ def bits_that_differ(codes: np.ndarray, code: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("as_code", [False, True])
-def test_hits_are_the_nearest_codes_equal_ones_by_id(
-    made_up: Path, itq: Itq, as_code: bool
-) -> None:
+def test_hits_are_the_nearest_codes_with_ties_by_id(made_up: Path, itq: Itq, as_code: bool) -> None:
     query = unit_rows(1, DIM, seed=5)[0]
     distances = bits_that_differ(itq.codes(unit_rows(COUNT, DIM)), itq.codes(query[None])[0])
     truth = sorted((distance, index + 1) for index, distance in enumerate(distances))[:30]
@@ -72,9 +70,7 @@ def test_hits_are_the_nearest_codes_equal_ones_by_id(
     assert [os.fsencode(h.path) for h in hits] == [photo_path(h.id - 1) for h in hits]
 
 
-def test_a_photo_that_changed_keeps_its_place_among_equals(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_a_changed_photo_keeps_its_place_among_ties(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     photos.mkdir()
     for name, seed in (("a", 7), ("b", 7), ("c", 7), ("d", 9)):
@@ -90,7 +86,7 @@ def test_a_photo_that_changed_keeps_its_place_among_equals(
     assert [hit.id for hit in hits] == [1, 3, 4]
 
 
-def test_only_photos_below_a_folder(made_up: Path) -> None:
+def test_a_search_can_be_limited_to_a_folder(made_up: Path) -> None:
     query = unit_rows(1, DIM, seed=5)[0]
     with Gallery.open(made_up) as gallery:
         hits = gallery.search(query, 5, under="/photos/0003")
@@ -101,7 +97,7 @@ def test_only_photos_below_a_folder(made_up: Path) -> None:
         assert len(gallery.notices) == 3
 
 
-def test_bad_questions_are_refused(made_up: Path) -> None:
+def test_invalid_queries_are_refused(made_up: Path) -> None:
     row = unit_rows(1, DIM)[0]
     with Gallery.open(made_up) as gallery:
         with pytest.raises(BadConfig, match="no HNSW graph") as caught:
@@ -134,9 +130,7 @@ def test_photos_find_themselves_and_sketches_find_something(
     assert verified.found == verified.sampled == 12
 
 
-def test_an_update_keeps_the_codes_and_need_not_be_told_of_them(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_an_update_keeps_the_codes_without_an_option(tmp_path: Path, embedder: Embedder) -> None:
     paths = write_photos(tmp_path / "photos", 6)
     folder = tmp_path / "g.sbtk"
     update_gallery(folder, [tmp_path / "photos"], embedder, bits=64)
@@ -154,7 +148,7 @@ def test_an_update_keeps_the_codes_and_need_not_be_told_of_them(
     assert verify_gallery(folder).problems == ()
 
 
-def test_a_gallery_goes_on_with_its_own_itq(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_gallery_keeps_using_its_own_itq(tmp_path: Path, embedder: Embedder) -> None:
     """A bundle that was exported again embeds alike, but its codes would mean something else."""
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 6)
@@ -174,7 +168,9 @@ def test_a_gallery_goes_on_with_its_own_itq(tmp_path: Path, embedder: Embedder) 
     assert kept != (again / "itq64.npz").read_bytes()
 
 
-def test_a_gallery_stays_what_it_was_made(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_gallery_cannot_change_between_codes_and_embeddings(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     photos = tmp_path / "photos"
     write_photos(photos, 2)
     for folder, made, asked, kept in (
@@ -191,7 +187,9 @@ def test_a_gallery_stays_what_it_was_made(tmp_path: Path, embedder: Embedder) ->
         assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_bundle_without_codes_says_how_to_get_them(tmp_path: Path, embedder: Embedder) -> None:
+def test_the_error_for_a_bundle_without_codes_says_how_to_export_them(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     write_photos(tmp_path / "photos", 1)
     with pytest.raises(BadModel) as caught:
         update_gallery(tmp_path / "g.sbtk", [tmp_path / "photos"], embedder, bits=32)
@@ -201,7 +199,7 @@ def test_a_bundle_without_codes_says_how_to_get_them(tmp_path: Path, embedder: E
     assert not (tmp_path / "g.sbtk").exists()
 
 
-def test_another_model_is_refused_as_ever(tmp_path: Path, embedder: Embedder) -> None:
+def test_another_model_is_refused(tmp_path: Path, embedder: Embedder) -> None:
     write_photos(tmp_path / "photos", 2)
     update_gallery(tmp_path / "g.sbtk", [tmp_path / "photos"], embedder, bits=8)
     other = tiny_bundle(tmp_path / "other", DIM, seed=3)
@@ -212,7 +210,7 @@ def test_another_model_is_refused_as_ever(tmp_path: Path, embedder: Embedder) ->
             gallery.query(tmp_path / "photos" / "photo-0000.jpg", stranger, 1)
 
 
-def test_a_sbtk_that_knows_no_codes_is_kept_out(tmp_path: Path, made_up: Path) -> None:
+def test_versions_without_codes_refuse_a_binary_gallery(tmp_path: Path, made_up: Path) -> None:
     """It refuses formats that it does not know, of manifest and catalogue."""
     gallery_of(tmp_path / "g.sbtk", unit_rows(3, 16))
     for folder, manifest, catalogue in ((tmp_path / "g.sbtk", 3, 3), (made_up, 2, 4)):
@@ -222,7 +220,7 @@ def test_a_sbtk_that_knows_no_codes_is_kept_out(tmp_path: Path, made_up: Path) -
         connection.close()
 
 
-def test_a_manifest_of_before_there_were_codes_is_read(tmp_path: Path) -> None:
+def test_a_manifest_from_before_codes_is_read(tmp_path: Path) -> None:
     manifest = gallery_of(tmp_path / "g.sbtk", unit_rows(3, 16), is_old=True)
     old = asdict(manifest)
     del old["bits"], old["snapshot"]
@@ -232,9 +230,7 @@ def test_a_manifest_of_before_there_were_codes_is_read(tmp_path: Path) -> None:
         assert len(gallery.search(unit_rows(1, 16)[0], 3)) == 3
 
 
-def test_an_export_has_the_codes_and_what_makes_them(
-    made_up: Path, tmp_path: Path, itq: Itq
-) -> None:
+def test_an_export_has_the_codes_and_their_itq(made_up: Path, tmp_path: Path, itq: Itq) -> None:
     report = export_gallery(made_up, tmp_path)
     names = [path.name for path in report.files]
     assert names[:3] == ["codes.npy", "photos.csv", "itq64.npz"]
@@ -249,7 +245,7 @@ def test_an_export_has_the_codes_and_what_makes_them(
         assert [int(row["id"]) for row in csv.DictReader(file)] == list(range(1, COUNT + 1))
 
 
-def test_embeddings_of_64_numbers_make_a_gallery_like_any_other(
+def test_embeddings_of_64_dimensions_make_an_ordinary_gallery(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     photos = write_photos(tmp_path / "photos", 5)

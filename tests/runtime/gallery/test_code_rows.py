@@ -40,7 +40,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("bits", [8, 24, 64, 128])
-def test_codes_cross_shards_and_take_a_bit_for_a_bit(tmp_path: Path, bits: int) -> None:
+def test_codes_cross_shards_and_take_one_bit_per_bit(tmp_path: Path, bits: int) -> None:
     store = CodeShards(tmp_path / "vectors", bits)
     written = random_codes(47, bits)
     batches = [*store.append(0, written[:7]), *store.append(7, written[7:])]
@@ -55,7 +55,7 @@ def test_codes_cross_shards_and_take_a_bit_for_a_bit(tmp_path: Path, bits: int) 
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_codes_beyond_a_short_shard_are_not_there(tmp_path: Path) -> None:
+def test_codes_beyond_a_truncated_shard_are_missing(tmp_path: Path) -> None:
     store = CodeShards(tmp_path / "vectors", 16)
     (batch,) = store.append(0, random_codes(6, 16))
     path = tmp_path / "vectors" / "000000.bits"
@@ -67,7 +67,7 @@ def test_codes_beyond_a_short_shard_are_not_there(tmp_path: Path) -> None:
     assert store.missing(6) == [(3, 6)]
 
 
-def test_far_rows_of_a_short_shard_are_not_mistaken_for_others(tmp_path: Path) -> None:
+def test_missing_rows_of_a_truncated_shard_are_not_mistaken_for_others(tmp_path: Path) -> None:
     store = CodeShards(tmp_path / "vectors", 16)
     written = random_codes(12, 16)
     store.append(0, written)
@@ -78,7 +78,7 @@ def test_far_rows_of_a_short_shard_are_not_mistaken_for_others(tmp_path: Path) -
     np.testing.assert_array_equal(codes[0], written[0])
 
 
-def test_before_the_first_commit_shards_of_any_kind_are_leftovers(tmp_path: Path) -> None:
+def test_shards_from_before_the_first_commit_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "vectors"
     CodeShards(folder, 16).append(0, random_codes(6, 16))
     other = CodeShards(folder, 16)
@@ -91,7 +91,7 @@ def test_before_the_first_commit_shards_of_any_kind_are_leftovers(tmp_path: Path
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("k", [1, 10, 40, 300])
-def test_the_nearest_codes_are_those_of_a_loop_with_all_that_tie(tmp_path: Path, k: int) -> None:
+def test_the_nearest_codes_equal_a_loop_and_include_all_ties(tmp_path: Path, k: int) -> None:
     # Codes of 8 bits tie everywhere. Some rows are not asked for.
     written = random_codes(100, 8)
     store = CodeShards(tmp_path / "vectors", 8)
@@ -107,7 +107,7 @@ def test_the_nearest_codes_are_those_of_a_loop_with_all_that_tie(tmp_path: Path,
     assert list(zip(distances.tolist(), found.tolist(), strict=True)) == expected
 
 
-def test_rows_that_are_not_there_are_never_found(tmp_path: Path) -> None:
+def test_missing_rows_are_never_found(tmp_path: Path) -> None:
     store = CodeShards(tmp_path / "vectors", 16)
     store.append(0, random_codes(5, 16))
     zeros = np.zeros(2, dtype=np.uint8)
@@ -116,7 +116,7 @@ def test_rows_that_are_not_there_are_never_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_no_code_is_made_of_a_row_that_is_not_unit(bad: float) -> None:
+def test_rows_without_unit_length_give_no_code(bad: float) -> None:
     rows = unit_rows(3, 16)
     assert codes_of(rows, tiny_itq(16, 8)).shape == (3, 1)
     rows[1] = bad

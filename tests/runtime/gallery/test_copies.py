@@ -104,7 +104,7 @@ def test_copies_share_one_embedding_and_one_hit(
     assert update_gallery(folder, [photos], embedder).unchanged == 24
 
 
-def test_a_copy_outlives_what_it_was_copied_from(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_copy_outlives_its_original(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     paths = write_photos(photos, 3)
     update_gallery(folder, [photos], embedder)
@@ -125,7 +125,9 @@ def test_a_copy_outlives_what_it_was_copied_from(tmp_path: Path, embedder: Embed
     assert verify_gallery(folder).problems == ()
 
 
-def test_an_original_that_is_edited_while_it_is_copied(tmp_path: Path, embedder: Embedder) -> None:
+def test_copies_survive_edits_of_their_original_and_an_interruption(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     paths = write_photos(photos, 3)
     update_gallery(folder, [photos], embedder)
@@ -149,7 +151,7 @@ def test_an_original_that_is_edited_while_it_is_copied(tmp_path: Path, embedder:
 
 
 @pytest.mark.parametrize("form", ["jpg", "png"])
-def test_what_could_be_read_only_in_part_is_in_the_catalogue_and_its_copies(
+def test_partly_readable_photos_are_recorded_also_for_their_copies(
     tmp_path: Path, embedder: Embedder, form: str
 ) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"

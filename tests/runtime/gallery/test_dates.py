@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Path
 
 
 @given(st.tuples(*[st.none() | st.sampled_from(sorted({*map(day_of, PHOTOS), *MAY}))] * 2))
-def test_the_days_of_all_photos_are_compared(folder: Path, taken: Period) -> None:
+def test_a_filter_by_days_considers_all_photos(folder: Path, taken: Period) -> None:
     first, last = taken[0] or date.min, taken[1] or date.max
     with Gallery.open(folder) as gallery:
         if first > last:
@@ -101,13 +101,13 @@ def test_the_days_of_all_photos_are_compared(folder: Path, taken: Period) -> Non
         assert names(gallery, taken) == expected
 
 
-def test_a_period_has_no_ends_that_dates_do_not_have(folder: Path) -> None:
+def test_invalid_ends_of_a_period_are_refused(folder: Path) -> None:
     with Gallery.open(folder) as gallery:
         for taken in itertools.product((None, date.min, date(1600, 2, 3)), (None, date.max)):
             assert names(gallery, taken) == set(PHOTOS)
 
 
-def test_which_photos_go_by_their_files_times_is_said(folder: Path) -> None:
+def test_photos_dated_by_their_files_are_counted_in_a_notice(folder: Path) -> None:
     with Gallery.open(folder) as gallery:
         answer = gallery.answer(np.ones(gallery.manifest.dim, np.float32), 3, taken=MAY)
         assert answer.notices == (
@@ -120,7 +120,7 @@ def test_which_photos_go_by_their_files_times_is_said(folder: Path) -> None:
 
 @pytest.mark.parametrize("regions", [None, 9])
 @pytest.mark.parametrize("search", ["exact", "codes", "hnsw"])
-def test_every_search_is_exact_within_the_days(
+def test_every_search_is_exact_within_a_period(
     tmp_path: Path,
     embedder: Embedder,
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ def test_every_search_is_exact_within_the_days(
         assert sorted([expected[0], *(hit.id for hit in best)]) == sorted(expected)
 
 
-def test_a_folder_and_days_are_combined_and_copies_have_days_of_their_own(
+def test_folder_and_period_combine_and_copies_have_their_own_dates(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     photos = write_dated(tmp_path / "photos")
@@ -192,9 +192,7 @@ def test_older_galleries_get_dates_without_embedding_anything(
         assert gallery.manifest.generation == generation
 
 
-def test_dates_that_were_read_before_a_kill_are_published(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_dates_read_before_a_kill_are_published(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = write_dated(tmp_path / "photos"), tmp_path / "g.sbtk"
     update_gallery(folder, [photos], embedder)
     with closing(sqlite3.connect(folder / CATALOGUE_NAME)) as connection:
@@ -217,7 +215,7 @@ def test_dates_that_were_read_before_a_kill_are_published(
         assert gallery.manifest.generation == 2
 
 
-def test_merged_galleries_keep_the_dates_of_photos_that_are_not_here(
+def test_merged_galleries_keep_the_dates_of_photos_on_other_machines(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     photos = write_dated(tmp_path / "photos")

@@ -83,7 +83,9 @@ def test_large_galleries_are_searched_by_codes_and_very_large_ones_by_their_grap
 
 
 @pytest.mark.parametrize("search", WAYS)
-def test_asking_for_too_many_gives_all_and_a_notice(made_up: Path, search: Search) -> None:
+def test_asking_for_more_hits_than_photos_gives_all_with_a_notice(
+    made_up: Path, search: Search
+) -> None:
     with Gallery.open(made_up) as gallery:
         hits = gallery.search(unit_rows(1, 16, seed=5)[0], 10**9, search)
         assert sorted(hit.id for hit in hits) == list(range(1, 301))
@@ -91,7 +93,7 @@ def test_asking_for_too_many_gives_all_and_a_notice(made_up: Path, search: Searc
         assert "300 photos" in gallery.notices[0]
 
 
-def test_only_photos_below_a_folder(made_up: Path) -> None:
+def test_a_search_can_be_limited_to_a_folder(made_up: Path) -> None:
     query = unit_rows(1, 16, seed=5)[0]
     with Gallery.open(made_up) as gallery:
         hits = gallery.search(query, 5, under="/photos/0003")
@@ -103,7 +105,7 @@ def test_only_photos_below_a_folder(made_up: Path) -> None:
         assert len(gallery.notices) == 2
 
 
-def test_bad_questions_are_refused(made_up: Path) -> None:
+def test_invalid_queries_are_refused(made_up: Path) -> None:
     row = unit_rows(1, 16)[0]
     with Gallery.open(made_up) as gallery:
         for k in (0, -3):
@@ -118,13 +120,13 @@ def test_bad_questions_are_refused(made_up: Path) -> None:
                 gallery.search(np.full(16, bad, dtype=np.float32), 1)
 
 
-def test_no_gallery_is_an_error_with_the_command_to_type(tmp_path: Path) -> None:
+def test_a_missing_gallery_is_an_error_with_the_command_to_type(tmp_path: Path) -> None:
     with pytest.raises(BadGallery) as caught:
         Gallery.open(tmp_path / "my photos.sbtk")
     assert caught.value.next_step.startswith("sbtk index PHOTOS --gallery '")
 
 
-def test_a_gallery_of_one(tmp_path: Path) -> None:
+def test_a_gallery_of_one_photo_works(tmp_path: Path) -> None:
     gallery_of(tmp_path / "g", unit_rows(1, 8))
     with Gallery.open(tmp_path / "g") as gallery:
         for search in WAYS:
@@ -132,7 +134,7 @@ def test_a_gallery_of_one(tmp_path: Path) -> None:
             assert hit.score == pytest.approx(1.0, abs=1e-5)
 
 
-def test_hits_as_json() -> None:
+def test_hits_have_a_json_form() -> None:
     assert Hit(1, 0.83, 17, "/abs/photo.jpg").to_json() == {
         "rank": 1,
         "score": 0.83,
@@ -169,7 +171,7 @@ def test_photos_find_themselves_and_sketches_find_something(
         assert gallery.manifest.precision == embedder.engine.info.precision
 
 
-def test_an_update_does_only_what_changed(tmp_path: Path, embedder: Embedder) -> None:
+def test_an_update_embeds_only_changes(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     paths = write_photos(photos, 20)
     update_gallery(folder, [photos], embedder)
@@ -224,7 +226,7 @@ def test_a_moved_photo_keeps_its_id(tmp_path: Path, embedder: Embedder) -> None:
         assert gallery.manifest.codes == codes
 
 
-def test_a_copy_is_a_photo_of_its_own_and_not_embedded(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_copy_is_a_separate_photo_and_is_not_embedded(tmp_path: Path, embedder: Embedder) -> None:
     (first, _) = write_photos(tmp_path / "photos", 2)
     update_gallery(tmp_path / "g.sbtk", [tmp_path / "photos"], embedder)
     shutil.copy2(first, tmp_path / "photos" / "copy.jpg")
@@ -232,7 +234,7 @@ def test_a_copy_is_a_photo_of_its_own_and_not_embedded(tmp_path: Path, embedder:
     assert counts(report) == {"new": 1, "unchanged": 2, "live": 3}
 
 
-def test_renaming_onto_another_photo(tmp_path: Path, embedder: Embedder) -> None:
+def test_renaming_onto_another_photo_replaces_it(tmp_path: Path, embedder: Embedder) -> None:
     (first, second, _) = write_photos(tmp_path / "photos", 3)
     update_gallery(tmp_path / "g.sbtk", [tmp_path / "photos"], embedder)
     first.rename(second)
@@ -243,7 +245,7 @@ def test_renaming_onto_another_photo(tmp_path: Path, embedder: Embedder) -> None
         assert (hit.path, hit.id) == (str(second), 1)
 
 
-def test_photos_outside_the_given_roots_stay(tmp_path: Path, embedder: Embedder) -> None:
+def test_photos_outside_the_given_roots_are_kept(tmp_path: Path, embedder: Embedder) -> None:
     folder = tmp_path / "g.sbtk"
     kept = write_photos(tmp_path / "a", 3)
     write_photos(tmp_path / "b", 3, seed=1)
@@ -305,7 +307,9 @@ def test_an_edit_that_keeps_size_and_date_is_noticed(
     assert embedder.timings.files == before
 
 
-def test_checksum_finds_what_all_stamps_hide(tmp_path: Path, embedder: Embedder) -> None:
+def test_the_option_checksum_finds_edits_that_timestamps_hide(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for index in range(3):
@@ -355,14 +359,14 @@ def test_a_folder_with_other_files_is_never_written(tmp_path: Path, embedder: Em
     assert len(list(photos.iterdir())) == 2
 
 
-def test_a_gallery_inside_the_photos_is_no_photo(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_gallery_inside_the_photos_is_not_indexed(tmp_path: Path, embedder: Embedder) -> None:
     write_photos(tmp_path, 2)
     update_gallery(tmp_path / "g.sbtk", [tmp_path], embedder)
     report = update_gallery(tmp_path / "g.sbtk", [tmp_path], embedder)
     assert counts(report) == {"unchanged": 2, "live": 2}
 
 
-def test_an_interrupted_run_keeps_what_it_did(tmp_path: Path, embedder: Embedder) -> None:
+def test_an_interrupted_run_keeps_its_work(tmp_path: Path, embedder: Embedder) -> None:
     write_photos(tmp_path / "photos", 12)
 
     def interrupt(done: int, total: int | None, rate: float) -> None:
@@ -376,7 +380,7 @@ def test_an_interrupted_run_keeps_what_it_did(tmp_path: Path, embedder: Embedder
 
 
 @pytest.mark.parametrize("has_graph", [False, True])
-def test_half_of_the_photos_go_again_and_again(
+def test_repeatedly_removing_half_of_the_photos_keeps_hits_right(
     tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch, has_graph: bool
 ) -> None:
     if has_graph:
@@ -397,13 +401,13 @@ def test_half_of_the_photos_go_again_and_again(
         assert len(list(folder.glob("codes-*"))) == 1
 
 
-def test_verify_finds_nothing_wrong_with_a_good_gallery(made_up: Path) -> None:
+def test_verify_passes_an_intact_gallery(made_up: Path) -> None:
     report = verify_gallery(made_up, samples=100)
     assert report.is_good
     assert (report.live, report.sampled, report.found) == (300, 100, 100)
 
 
-def test_export_is_the_gallery_in_plain_formats(tmp_path: Path) -> None:
+def test_export_writes_the_gallery_in_plain_formats(tmp_path: Path) -> None:
     gallery_of(tmp_path / "g", unit_rows(30, 16))
     report = export_gallery(tmp_path / "g", tmp_path / "out")
     assert (report.count, report.left_out) == (30, 0)

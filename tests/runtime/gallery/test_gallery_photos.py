@@ -45,7 +45,7 @@ def test_folders_are_counted_and_sorted(made_up: Path) -> None:
     assert list(folders) == sorted(folders)
 
 
-def test_alike_photos_are_those_of_the_nearest_embeddings_without_the_photo(made_up: Path) -> None:
+def test_similar_photos_are_the_nearest_embeddings_without_the_photo_itself(made_up: Path) -> None:
     rows = unit_rows(COUNT, DIM)
     truth = np.argsort(-(rows @ rows[11]), kind="stable")[1:6]
     with Gallery.open(made_up) as gallery:
@@ -56,7 +56,7 @@ def test_alike_photos_are_those_of_the_nearest_embeddings_without_the_photo(made
             assert answer.notices == ()
 
 
-def test_alike_photos_of_a_folder_with_and_without_the_photo(made_up: Path) -> None:
+def test_similar_photos_can_be_limited_to_a_folder(made_up: Path) -> None:
     with Gallery.open(made_up) as gallery:
         own = gallery.similar(12, 20, under="/photos/0001")
         assert {hit.id for hit in own.hits} == set(range(11, 21)) - {12}
@@ -67,7 +67,7 @@ def test_alike_photos_of_a_folder_with_and_without_the_photo(made_up: Path) -> N
         assert gallery.notices == []
 
 
-def test_alike_photos_of_a_binary_gallery_go_by_its_codes(tmp_path: Path) -> None:
+def test_similar_photos_in_a_binary_gallery_are_those_of_near_codes(tmp_path: Path) -> None:
     itq = tiny_itq(64, 64)
     codes = itq.codes(unit_rows(40, 64))
     code_gallery_of(tmp_path / "g.sbtk", codes, itq)
@@ -77,7 +77,9 @@ def test_alike_photos_of_a_binary_gallery_go_by_its_codes(tmp_path: Path) -> Non
         assert [hit.id - 1 for hit in gallery.similar(4, 6).hits] == order[:6]
 
 
-def test_what_has_no_alike_photos_is_refused(tmp_path: Path, made_up: Path) -> None:
+def test_similar_photos_of_unknown_or_damaged_photos_are_refused(
+    tmp_path: Path, made_up: Path
+) -> None:
     with Gallery.open(made_up) as gallery:
         with pytest.raises(BadData, match="no photo 1000"):
             gallery.similar(1000)
@@ -91,13 +93,13 @@ def test_what_has_no_alike_photos_is_refused(tmp_path: Path, made_up: Path) -> N
         gallery.similar(1)
 
 
-def test_a_gallery_of_one_photo_has_no_alike_ones(tmp_path: Path) -> None:
+def test_a_gallery_of_one_photo_has_no_similar_ones(tmp_path: Path) -> None:
     gallery_of(tmp_path / "g.sbtk", unit_rows(1, DIM))
     with Gallery.open(tmp_path / "g.sbtk") as gallery:
         assert gallery.similar(1).hits == []
 
 
-def test_a_question_leaves_its_notices_to_who_asked(made_up: Path) -> None:
+def test_notices_go_to_the_caller_of_the_query(made_up: Path) -> None:
     query = unit_rows(1, DIM, seed=5)[0]
     with Gallery.open(made_up) as gallery:
         answer = gallery.answer(query, 100)
@@ -108,7 +110,7 @@ def test_a_question_leaves_its_notices_to_who_asked(made_up: Path) -> None:
         assert gallery.notices == list(answer.notices)
 
 
-def test_every_index_adds_its_roots(tmp_path: Path) -> None:
+def test_each_update_adds_its_roots(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundle")
     write_photos(tmp_path / "a", 2)
     single = write_photos(tmp_path / "b", 1, seed=1)[0]

@@ -32,7 +32,7 @@ def saved(folder: Path) -> tuple[GraphRecord, NDArray[np.float32]]:
     return record, rows
 
 
-def test_recall_is_that_of_exact_search() -> None:
+def test_recall_is_close_to_exact_search() -> None:
     graph, rows = built()
     recalls = []
     for query in unit_rows(50, DIM, seed=1):
@@ -44,7 +44,7 @@ def test_recall_is_that_of_exact_search() -> None:
     assert np.mean(recalls) > 0.99
 
 
-def test_a_saved_graph_answers_the_same_and_has_its_ef(tmp_path: Path) -> None:
+def test_a_saved_graph_gives_the_same_hits_and_keeps_its_ef(tmp_path: Path) -> None:
     graph, rows = built()
     query = unit_rows(1, DIM, seed=2)[0]
     before = graph.search(query, 20)
@@ -72,7 +72,7 @@ def test_dropped_rows_are_never_found_even_after_a_save(tmp_path: Path) -> None:
     assert loaded.search(unit_rows(5, DIM, seed=9)[2], 1)[0][0] == COUNT + 2
 
 
-def test_more_hits_than_ef_and_more_than_rows() -> None:
+def test_more_hits_than_ef_or_rows_can_be_requested() -> None:
     graph = Graph.new(4, 30)
     graph.add(np.arange(30), unit_rows(30, 4))
     assert len(graph.search(unit_rows(1, 4, seed=1)[0], 30)[0]) == 30
@@ -83,7 +83,7 @@ def test_more_hits_than_ef_and_more_than_rows() -> None:
     assert wide.ef == 128
 
 
-def test_content_that_was_not_put_in_is_noticed(tmp_path: Path) -> None:
+def test_foreign_content_of_a_graph_is_detected(tmp_path: Path) -> None:
     graph, rows = built()
     with pytest.raises(BadGallery, match="does not hold"):
         graph.save(tmp_path / "graph-1.hnsw", (np.array([3]), rows[[4]]))
@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"count": COUNT - 1}, {"m": 32}])
-def test_a_record_that_does_not_fit_the_header_is_refused(
+def test_a_record_that_contradicts_the_header_is_refused(
     tmp_path: Path, change: dict[str, int]
 ) -> None:
     record, _ = saved(tmp_path)
@@ -114,7 +114,7 @@ def test_another_width_is_refused_before_hnswlib_reads_past_a_row(tmp_path: Path
         Graph.load(tmp_path, record, dim)
 
 
-def test_build_leaves_damaged_rows_out(tmp_path: Path) -> None:
+def test_damaged_rows_are_not_added_to_the_graph(tmp_path: Path) -> None:
     vectors = Vectors(tmp_path / "vectors", DIM)
     vectors.append(0, unit_rows(100, DIM))
     path = tmp_path / "vectors" / "000000.f16"
@@ -126,7 +126,7 @@ def test_build_leaves_damaged_rows_out(tmp_path: Path) -> None:
     assert 7 not in graph.search(unit_rows(100, DIM)[7], 99)[0]
 
 
-def test_exact_search_cuts_ties_by_row(tmp_path: Path) -> None:
+def test_exact_search_breaks_ties_by_row(tmp_path: Path) -> None:
     vectors = Vectors(tmp_path / "vectors", 4)
     vectors.append(0, np.repeat(unit_rows(2, 4), 3000, axis=0))
     rows, scores = exact_search(vectors, np.arange(6000), unit_rows(2, 4)[1], 5)
@@ -134,7 +134,7 @@ def test_exact_search_cuts_ties_by_row(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, 1.0, atol=1e-6)
 
 
-def test_exact_search_is_a_loop_over_all_rows(tmp_path: Path) -> None:
+def test_exact_search_equals_a_loop_over_all_rows(tmp_path: Path) -> None:
     vectors = Vectors(tmp_path / "vectors", DIM)
     vectors.append(0, unit_rows(3000, DIM))
     allowed = np.flatnonzero(np.random.default_rng(3).random(3000) < 0.1)

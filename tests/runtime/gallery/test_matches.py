@@ -34,7 +34,7 @@ def set_rule(bundle: Path, rule: MatchRule) -> None:
     st.floats(0, 0.2),
     st.integers(1, 10**9),
 )
-def test_a_hit_is_good_exactly_from_the_lowest_close_cosine(
+def test_a_hit_is_close_from_the_lowest_close_cosine(
     scores: list[float], intercept: float, per_decade: float, photos: int
 ) -> None:
     rule = MatchRule(intercept, per_decade)
@@ -66,7 +66,7 @@ def test_hits_are_marked_by_the_number_of_photos_that_were_searched(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("intercept", "is_close"), [(-1.0, True), (1.1, False)])
-def test_sketches_are_marked_and_photos_are_not(
+def test_hits_of_sketches_are_marked_and_those_of_photos_are_not(
     tmp_path: Path, intercept: float, is_close: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"

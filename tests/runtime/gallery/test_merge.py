@@ -68,7 +68,7 @@ def answers(gallery: Path) -> list[tuple[float, str, tuple[str, ...]]]:
 
 @pytest.mark.parametrize("bits", [None, 16])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_merged_shards_answer_as_one_gallery(
+def test_merged_shards_give_the_hits_of_one_gallery(
     tmp_path: Path, photos: Path, embedder: Embedder, count: int, bits: int | None
 ) -> None:
     whole, merged = tmp_path / "whole.sbtk", tmp_path / "all.sbtk"
@@ -154,7 +154,7 @@ def test_progress_reaches_the_total(tmp_path: Path, photos: Path, embedder: Embe
 
 
 @pytest.mark.parametrize("is_newer_first", [True, False])
-def test_of_two_contents_at_one_path_the_newest_is_taken(
+def test_the_newest_of_two_contents_at_a_path_is_merged(
     tmp_path: Path, embedder: Embedder, is_newer_first: bool
 ) -> None:
     photos = tmp_path / "photos"

@@ -18,18 +18,18 @@ from tests.runtime.gallery.test_remote_engines import (  # noqa: F401
     embedder,
     made_up,
     photos,
-    test_a_binary_collection_answers_as_the_gallery_does,
-    test_photos_of_some_days_are_found_as_in_the_gallery,
-    test_strange_paths_survive,
+    test_a_binary_collection_gives_the_hits_of_its_gallery,
+    test_periods_give_the_hits_of_the_gallery,
+    test_unusual_paths_survive_a_push,
 )
 from tests.runtime.gallery.test_remote_large import (  # noqa: F401
-    test_photos_that_are_indexed_change_leave_and_outlive_the_server,
+    test_a_large_collection_follows_changes_and_survives_a_restart,
 )
 from tests.runtime.gallery.test_remote_regions import (  # noqa: F401
     region_embedder,
     region_gallery,
     region_photos,
-    test_photos_are_found_by_their_regions_as_in_the_gallery,
+    test_regions_give_the_hits_of_the_gallery,
 )
 from tests.tiny_gallery import unit_rows
 from tests.tiny_remote import push
@@ -59,7 +59,7 @@ def _refusal(url: str, pushed: Path | None = None) -> str:
     return text
 
 
-def test_what_is_wrong_is_said_in_a_sentence(
+def test_errors_are_clear_sentences(
     server: MilvusServer,
     made_up: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -81,7 +81,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert "there is no collection" in _refusal(server.url().replace(f"{TOKEN}@", ""))
 
 
-def test_a_server_that_stands_still_is_given_up(
+def test_a_server_that_does_not_answer_times_out(
     server: MilvusServer,
     url: str,
     made_up: Path,  # noqa: F811

@@ -33,7 +33,7 @@ def answers(folder: Path) -> dict[str, tuple[int, float]]:
 
 @pytest.mark.parametrize("bits", [None, BITS])
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_root_that_is_empty_for_one_run(
+def test_a_root_that_is_empty_for_one_run_loses_nothing(
     tmp_path: Path, embedder: Embedder, bits: int | None, is_there: bool
 ) -> None:
     folder, usb, home = tmp_path / "g.sbtk", tmp_path / "usb", tmp_path / "home"
@@ -63,7 +63,7 @@ def test_a_root_that_is_empty_for_one_run(
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_an_emptied_folder_is_a_warning_and_a_deleted_photo_is_not(
+def test_an_emptied_folder_gives_a_warning_and_a_deleted_photo_none(
     tmp_path: Path, embedder: Embedder, depth: int
 ) -> None:
     folder, photos = tmp_path / "g.sbtk", tmp_path / "photos"
@@ -102,7 +102,7 @@ def test_a_missing_photo_is_found_elsewhere_by_its_bytes(
     assert answers(folder)[str(photos / "sub" / "new name.jpg")] == before[str(paths[2])]
 
 
-def test_a_photo_that_cannot_be_read_for_one_run(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_photo_that_is_unreadable_for_one_run_is_kept(tmp_path: Path, embedder: Embedder) -> None:
     folder, photos = tmp_path / "g.sbtk", tmp_path / "photos"
     paths = write_photos(photos, 4)
     update_gallery(folder, [photos], embedder)
@@ -117,7 +117,7 @@ def test_a_photo_that_cannot_be_read_for_one_run(tmp_path: Path, embedder: Embed
     assert answers(folder) == before
 
 
-def test_pruning_and_forgetting(tmp_path: Path, embedder: Embedder) -> None:
+def test_prune_and_forget_remove_photos_for_good(tmp_path: Path, embedder: Embedder) -> None:
     folder, a, b = tmp_path / "g.sbtk", tmp_path / "a", tmp_path / "b"
     paths = write_photos(a, 5)
     write_photos(b, 4, seed=1)

@@ -50,7 +50,7 @@ def named(neighbours: Neighbours) -> list[set[int]]:
 
 @settings(max_examples=25, deadline=None)
 @given(chosen=st.sets(st.integers(0, 89), min_size=1, max_size=60), seed=st.integers(0, 10_000))
-def test_additions_give_the_neighbours_that_all_at_once_give(
+def test_incremental_neighbours_equal_those_computed_at_once(
     chosen: set[int], seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("gallery")
@@ -65,7 +65,7 @@ def test_additions_give_the_neighbours_that_all_at_once_give(
     assert named(load_neighbours(folder, DIM)) == expected(vectors, every)
 
 
-def test_photos_that_left_are_no_neighbours_any_more(tmp_path: Path, vectors: Vectors) -> None:
+def test_removed_photos_are_no_longer_neighbours(tmp_path: Path, vectors: Vectors) -> None:
     rows = np.arange(90)
     update_neighbours(tmp_path, vectors, rows, lambda text: None)
     left = rows[rows % 9 != 0]  # few enough that the others' neighbours are kept
@@ -79,7 +79,7 @@ def test_photos_that_left_are_no_neighbours_any_more(tmp_path: Path, vectors: Ve
     assert named(load_neighbours(tmp_path, DIM)) == expected(vectors, np.arange(0, 90, 2))
 
 
-def test_neighbours_are_named_by_their_places_among_the_hits(
+def test_neighbours_are_given_by_their_places_among_the_hits(
     tmp_path: Path, vectors: Vectors
 ) -> None:
     update_neighbours(tmp_path, vectors, np.arange(80), lambda text: None)
@@ -100,20 +100,20 @@ def test_neighbours_are_named_by_their_places_among_the_hits(
                 assert cosine == pytest.approx(embeddings[hit] @ embeddings[hits[place]], abs=2e-3)
 
 
-def test_an_empty_file_knows_nobody(tmp_path: Path, vectors: Vectors) -> None:
+def test_an_empty_file_has_no_neighbours(tmp_path: Path, vectors: Vectors) -> None:
     update_neighbours(tmp_path, vectors, np.array([5]), lambda text: None)
     places, _ = load_neighbours(tmp_path, DIM).among(np.array([5, 6]))
     assert (places == -1).all()
 
 
-def test_nothing_is_written_where_nothing_changed(tmp_path: Path, vectors: Vectors) -> None:
+def test_unchanged_neighbours_are_not_written_again(tmp_path: Path, vectors: Vectors) -> None:
     update_neighbours(tmp_path, vectors, np.arange(30), lambda text: None)
     before = (tmp_path / NEIGHBOURS_NAME).stat().st_mtime_ns
     update_neighbours(tmp_path, vectors, np.arange(30), lambda text: None)
     assert (tmp_path / NEIGHBOURS_NAME).stat().st_mtime_ns == before
 
 
-def test_every_damage_is_noticed_and_made_good(tmp_path: Path, vectors: Vectors) -> None:
+def test_damage_is_detected_and_repaired(tmp_path: Path, vectors: Vectors) -> None:
     rows = np.arange(60)
     update_neighbours(tmp_path, vectors, rows, lambda text: None)
     path = tmp_path / NEIGHBOURS_NAME
@@ -146,9 +146,7 @@ def test_missing_neighbours_and_those_of_another_width_are_refused(
         load_neighbours(tmp_path, DIM + 1)
 
 
-def test_bytes_that_zipfile_refuses_in_its_own_ways_are_damage(
-    tmp_path: Path, vectors: Vectors
-) -> None:
+def test_every_error_of_zipfile_counts_as_damage(tmp_path: Path, vectors: Vectors) -> None:
     update_neighbours(tmp_path, vectors, np.arange(20), lambda text: None)
     path = tmp_path / NEIGHBOURS_NAME
     whole = path.read_bytes()

@@ -89,7 +89,7 @@ def test_an_old_gallery_is_read_and_migrated(
     assert (report.unchanged, embedder.timings.files) == (9, before)
 
 
-def test_an_old_gallery_that_is_damaged_is_not_given_checksums_for_it(
+def test_damaged_rows_of_an_old_gallery_get_no_checksums(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
@@ -125,7 +125,7 @@ def give_rows_of_their_own(folder: Path, sha256: str) -> None:
 
 @pytest.mark.parametrize("bits", [None, BITS])
 @pytest.mark.parametrize("is_damaged", [False, True])
-def test_identical_photos_of_an_old_gallery_are_folded_without_embedding_them(
+def test_identical_photos_of_an_old_gallery_are_merged_without_embedding(
     tmp_path: Path, embedder: Embedder, bits: int | None, is_damaged: bool
 ) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"

@@ -49,7 +49,7 @@ def test_each_photo_is_in_exactly_one_shard(count: int, paths: list[bytes]) -> N
     assert all(sum(shard.has(path) for shard in shards) == 1 for path in paths)
 
 
-def test_shards_are_of_about_one_size() -> None:
+def test_shards_have_similar_sizes() -> None:
     paths = [f"{number // 100:04d}/{number:06d}.jpg".encode() for number in range(20_000)]
     for number in range(1, 9):
         held = sum(map(PhotoShard(number, 8).has, paths))
@@ -71,7 +71,7 @@ def test_membership_never_changes() -> None:
         *("a/b", "1/2000000", "\N{ARABIC-INDIC DIGIT ONE}/4", "1/4\n"),
     ],
 )
-def test_what_is_not_a_shard_is_refused(text: str) -> None:
+def test_invalid_shards_are_refused(text: str) -> None:
     with pytest.raises(BadConfig, match="such as 1/4"):
         PhotoShard.parse(text)
 
@@ -87,7 +87,7 @@ def test_a_path_is_relative_to_the_outermost_root() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
-def test_shards_hold_every_photo_once_wherever_the_folder_is_mounted(
+def test_shards_hold_every_photo_once_at_any_mount_point(
     tmp_path: Path, photos: Path, embedder: Embedder, count: int
 ) -> None:
     elsewhere = tmp_path / "mnt" / "archive"
@@ -106,7 +106,7 @@ def test_shards_hold_every_photo_once_wherever_the_folder_is_mounted(
     assert sorted(names) == sorted(map(str, every))
 
 
-def test_a_gallery_stays_the_shard_that_it_is(
+def test_a_gallery_cannot_change_its_shard(
     tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     gallery = tmp_path / "g.sbtk"
@@ -144,7 +144,7 @@ def test_an_empty_shard_is_a_gallery(tmp_path: Path, photos: Path, embedder: Emb
         index(gallery, [photos], embedder, "1/2")
 
 
-def test_indexing_a_folder_within_does_not_move_photos_between_shards(
+def test_indexing_a_subfolder_does_not_move_photos_between_shards(
     tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     gallery = tmp_path / "g.sbtk"
@@ -184,7 +184,9 @@ def test_a_photo_that_moves_to_another_shard_is_searchable_there(
     assert not paths_in(galleries[0]) & paths_in(galleries[1])
 
 
-def test_python_takes_a_shard_as_text(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
+def test_the_python_api_accepts_a_shard_as_text(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
     report = index_photos(photos, tmp_path / "g.sbtk", embedder, shard="2/3")
     assert report.live + report.other_shards == 13
     with pytest.raises(BadConfig, match="no shard '4/3'"):

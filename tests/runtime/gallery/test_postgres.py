@@ -79,7 +79,7 @@ def _refusal(call: object, *arguments: object) -> str:
     return text
 
 
-def test_what_is_wrong_is_said_in_a_sentence(
+def test_errors_are_clear_sentences(
     server: PostgresServer, url: str, made_up: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_quickly = lambda where: RemoteGallery.open(where, patience_s=0)  # noqa: E731
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     push(made_up, url.replace(f":{PASSWORD}@", "@"))
 
 
-def test_a_reader_may_query_but_not_push(
+def test_a_read_only_role_can_query_but_not_push(
     server: PostgresServer, url: str, made_up: Path, tmp_path: Path
 ) -> None:
     push(made_up, url)
@@ -121,7 +121,7 @@ def test_a_reader_may_query_but_not_push(
     assert "only reads" in _refusal(push, other, reader)
 
 
-def test_the_extension_is_made_or_the_sql_is_said(
+def test_the_extension_is_created_or_the_error_gives_the_sql(
     server: PostgresServer, url: str, made_up: Path
 ) -> None:
     database = url.split("/")[-1]
@@ -144,7 +144,7 @@ def test_a_server_without_pgvector_is_named(made_up: Path) -> None:
         server.close()
 
 
-def test_the_index_finds_what_an_exact_search_finds(
+def test_the_index_finds_the_hits_of_exact_search(
     url: str, tmp_path: Path, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "EXACT_BELOW", 100)
@@ -163,7 +163,7 @@ def test_the_index_finds_what_an_exact_search_finds(
                 assert by_index.hits == exact.hits
 
 
-def test_periods_of_older_collections_wait_for_the_next_push(
+def test_older_collections_support_periods_after_the_next_push(
     server: PostgresServer, url: str, tmp_path: Path, embedder: Embedder
 ) -> None:
     photos = write_dated(tmp_path / "photos")

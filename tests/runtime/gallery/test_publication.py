@@ -56,7 +56,7 @@ def test_one_generation_is_published_by_default(tmp_path: Path, embedder: Embedd
     assert seen == [(1, _PHOTOS)]
 
 
-def test_an_update_between_keeps_changes_moves_and_losses(
+def test_publishing_during_an_update_keeps_changes_moves_and_losses(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "gallery.sbtk"
@@ -77,7 +77,7 @@ def test_an_update_between_keeps_changes_moves_and_losses(
     assert verify_gallery(folder).is_good
 
 
-def test_a_stopped_update_shows_what_it_has_published(tmp_path: Path, embedder: Embedder) -> None:
+def test_a_stopped_update_keeps_what_it_published(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "gallery.sbtk"
     write_photos(photos, _PHOTOS)
 

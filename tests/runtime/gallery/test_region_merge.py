@@ -63,7 +63,7 @@ def answers(folder: Path, embedder: Embedder) -> list[object]:
 
 
 @pytest.mark.parametrize("commit_every", [17, 4096])
-def test_a_merged_gallery_answers_as_one_that_was_indexed(
+def test_a_merged_gallery_with_regions_gives_the_hits_of_an_indexed_one(
     tmp_path: Path, roots: list[Path], embedder: Embedder, commit_every: int
 ) -> None:
     one = tmp_path / "one.sbtk"
@@ -87,7 +87,7 @@ def test_a_merged_gallery_answers_as_one_that_was_indexed(
     assert not verify_gallery(merged).problems
 
 
-def test_galleries_that_keep_other_regions_are_not_merged(
+def test_galleries_with_different_regions_are_not_merged(
     tmp_path: Path, roots: list[Path], embedder: Embedder
 ) -> None:
     with_16, plain = tmp_path / "16.sbtk", tmp_path / "plain.sbtk"
@@ -112,7 +112,7 @@ def test_galleries_that_keep_other_regions_are_not_merged(
             merge_galleries([other], merged)
 
 
-def test_photos_with_damaged_regions_are_merged_without_and_counted(
+def test_photos_with_damaged_regions_are_merged_without_them_and_counted(
     tmp_path: Path, roots: list[Path], embedder: Embedder
 ) -> None:
     folders = index(roots, embedder)

@@ -93,7 +93,7 @@ def names(hits: list[Hit]) -> list[str]:
     return [Path(hit.path).stem for hit in hits]
 
 
-def test_things_are_found_and_boxed(folder: Path, embedder: Embedder) -> None:
+def test_small_objects_are_found_with_their_boxes(folder: Path, embedder: Embedder) -> None:
     with Gallery.open(folder) as gallery:
         for colour in COLOURS:
             hits = gallery.query(thing(colour), embedder, k=4, kind="photo")
@@ -126,7 +126,7 @@ def scores_by_loop(
 
 
 @pytest.mark.parametrize("search", ["auto", "exact", "codes"])
-def test_scores_are_those_of_a_plain_loop(
+def test_scores_equal_a_plain_loop(
     folder: Path,
     photos: Path,
     embedder: Embedder,
@@ -145,7 +145,7 @@ def test_scores_are_those_of_a_plain_loop(
     assert names(few) == names(hits)[:5]
 
 
-def test_without_regions_the_whole_frames_answer(folder: Path, embedder: Embedder) -> None:
+def test_without_regions_whole_frames_are_searched(folder: Path, embedder: Embedder) -> None:
     query, _ = embedder.embed_one(thing("red"), "photo")
     with Gallery.open(folder) as gallery:
         hits = gallery.answer(query, 12, regions=False).hits
@@ -156,7 +156,7 @@ def test_without_regions_the_whole_frames_answer(folder: Path, embedder: Embedde
         assert len(found) == 12
 
 
-def test_offset_and_folder_go_on_where_the_page_before_ended(
+def test_pages_of_hits_continue_in_order_also_in_a_folder(
     folder: Path, photos: Path, embedder: Embedder
 ) -> None:
     query, _ = embedder.embed_one(thing("blue"), "photo")
@@ -170,7 +170,7 @@ def test_offset_and_folder_go_on_where_the_page_before_ended(
         assert gallery.search(query, 40, under=photos / "none") == []
 
 
-def test_more_like_a_region_of_a_photo(folder: Path, embedder: Embedder) -> None:
+def test_a_region_of_a_photo_can_be_a_query(folder: Path, embedder: Embedder) -> None:
     with Gallery.open(folder) as gallery:
         hit = gallery.query(thing("red"), embedder, k=1, kind="photo")[0]
         answer = gallery.similar(hit.id, 3, region=hit.region)
@@ -247,9 +247,7 @@ def test_an_existing_gallery_gets_regions_and_older_ones_stay_readable(
     assert verify_gallery(folder).problems == ()
 
 
-def test_an_update_that_was_stopped_goes_on(
-    tmp_path: Path, photos: Path, embedder: Embedder
-) -> None:
+def test_a_stopped_update_resumes(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
     folder = tmp_path / "gallery.sbtk"
     update_gallery(folder, [photos], embedder)
 
@@ -267,7 +265,9 @@ def test_an_update_that_was_stopped_goes_on(
     assert (report.regions, set(seen) - {None}) == (108, {7})
 
 
-def test_tiny_photos_and_panoramas(tmp_path: Path, embedder: Embedder) -> None:
+def test_tiny_photos_have_no_regions_and_panoramas_fewer(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     own = tmp_path / "photos"
     scene(own / "tiny.png", "red", CORNERS[0], size=(223, 400))
     scene(own / "wide.png", "blue", (0.72, 0.3, 0.04, 0.4), size=(2400, 240))
@@ -353,7 +353,7 @@ def test_lost_shards_are_embedded_again(tmp_path: Path, photos: Path, embedder: 
     assert verify_gallery(folder).problems == ()
 
 
-def test_dropped_photos_take_their_regions_along(
+def test_removed_photos_lose_their_regions(
     tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     own = Path(shutil.copytree(photos, tmp_path / "photos"))
@@ -370,7 +370,7 @@ def test_dropped_photos_take_their_regions_along(
     assert report.live == 12
 
 
-def test_what_cannot_be_kept_is_refused(
+def test_impossible_regions_are_refused(
     tmp_path: Path, photos: Path, folder: Path, embedder: Embedder
 ) -> None:
     with pytest.raises(BadConfig, match="10 regions a photo"):
@@ -453,13 +453,13 @@ def test_a_reader_keeps_its_generation_while_regions_change(
         assert len(gallery.search(query, 12)) == 8
 
 
-def test_what_photos_have_in_common_is_limited() -> None:
+def test_the_removed_mean_component_is_limited() -> None:
     mean = np.array([0.1, -0.2, 0.2], dtype=np.float32)
     np.testing.assert_allclose(common_part(mean), 1.5 * mean)
     assert np.linalg.norm(common_part(3 * mean)) == pytest.approx(MOST_COMMON)
     assert common_part(np.zeros(3, dtype=np.float32)).tolist() == [0, 0, 0]
 
 
-def test_reports_are_counted(folder: Path, photos: Path, embedder: Embedder) -> None:
+def test_reports_count_regions(folder: Path, photos: Path, embedder: Embedder) -> None:
     report: IndexReport = update_gallery(folder, [photos], embedder)
     assert (report.unchanged, report.regions) == (12, 192)

@@ -21,7 +21,7 @@ from sbtk_runtime.gallery.remote import (
 from sbtk_runtime.gallery.remote_address import Address
 
 
-def test_an_address_is_read() -> None:
+def test_an_address_is_parsed() -> None:
     address = Address.parse("postgresql://me:se%40cret@db.example:5433/photos?collection=archive")
     assert address.url == "postgresql://me:se%40cret@db.example:5433/photos"
     assert (address.engine, address.collection) == ("postgres", "archive")
@@ -29,7 +29,7 @@ def test_an_address_is_read() -> None:
     assert Address.parse("postgres://db/photos?sslmode=require").collection == "sbtk"
 
 
-def test_an_address_of_milvus_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_milvus_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SBTK_TOKEN", raising=False)
     address = Address.parse("milvus://root:se%40cret@db:19530/photos?collection=archive")
     assert (address.engine, address.url) == ("milvus", "http://db:19530")
@@ -90,16 +90,14 @@ def test_wrong_urls_are_refused_without_repeating_passwords(url: str) -> None:
 
 
 @given(st.binary(max_size=300).filter(lambda path: b"\0" not in path))
-def test_every_path_comes_back_from_text_as_it_was(path: bytes) -> None:
+def test_every_path_survives_escaping(path: bytes) -> None:
     text = escape_path(path)
     assert unescape_path(text) == path
     text.encode("utf-8")
 
 
 @given(st.binary(min_size=1, max_size=30), st.binary(min_size=1, max_size=30))
-def test_an_escaped_path_is_below_its_escaped_folder_and_no_other(
-    folder: bytes, name: bytes
-) -> None:
+def test_escaping_preserves_which_folder_a_path_is_in(folder: bytes, name: bytes) -> None:
     folder, name = folder.replace(b"/", b"_"), name.replace(b"/", b"_")
     interval = RemoteFilter("s", folder).interval()
     assert interval is not None
@@ -120,7 +118,7 @@ def test_ids_never_change() -> None:
     assert 0 < photo_id("", b"") < 1 << 63
 
 
-def test_a_stamp_changes_with_everything_that_is_stored() -> None:
+def test_a_stamp_changes_with_every_stored_value() -> None:
     values = {"size_bytes": 3, "mtime_ns": 4, "sha256": "ab" * 32, "partial": None}
     photo = RemotePhoto(id=1, source="s", path="a.jpg", **values)  # type: ignore[arg-type]
     others = [
@@ -158,14 +156,14 @@ def test_sources_are_named_after_host_and_folder(monkeypatch: pytest.MonkeyPatch
         ([b"/" + b"a" * 300], None, "--source NAME"),
     ],
 )
-def test_names_that_cannot_be_used_are_refused(
+def test_invalid_names_are_refused(
     roots: list[bytes], names: str | dict[str, str] | None, message: str
 ) -> None:
     with pytest.raises(BadConfig, match=message):
         source_names(roots, names)
 
 
-def test_an_engine_that_comes_back_is_asked_again() -> None:
+def test_an_engine_that_recovers_is_retried() -> None:
     calls: list[int] = []
 
     def ask() -> str:
@@ -189,5 +187,5 @@ def test_other_errors_are_raised_at_once() -> None:
         retrying(ask, 1000)
 
 
-def test_all_of_a_source_is_no_interval() -> None:
+def test_a_filter_by_source_alone_has_no_interval() -> None:
     assert RemoteFilter("s").interval() is None

@@ -55,7 +55,7 @@ def photos(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "photos")
 
 
-def test_a_collection_answers_as_the_gallery_does(
+def test_a_collection_gives_the_hits_of_its_gallery(
     url: str, tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     gallery = tmp_path / "g.sbtk"
@@ -95,7 +95,7 @@ def test_a_collection_answers_as_the_gallery_does(
         ]
 
 
-def test_a_binary_collection_answers_as_the_gallery_does(
+def test_a_binary_collection_gives_the_hits_of_its_gallery(
     server: Server, url: str, tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     if isinstance(server, LiteServer):
@@ -136,9 +136,7 @@ PERIODS: list[Period] = [
 ]
 
 
-def test_photos_of_some_days_are_found_as_in_the_gallery(
-    url: str, tmp_path: Path, embedder: Embedder
-) -> None:
+def test_periods_give_the_hits_of_the_gallery(url: str, tmp_path: Path, embedder: Embedder) -> None:
     photos = write_dated(tmp_path / "photos")
     update_gallery(tmp_path / "g.sbtk", [photos], embedder)
     assert push(tmp_path / "g.sbtk", url).notices == ()
@@ -189,7 +187,7 @@ def test_a_collection_follows_its_gallery(
         assert there.folders() == local.folders()
 
 
-def test_mount_points_do_not_matter_and_unmounted_photos_have_their_source(
+def test_paths_follow_the_mounts_and_unmounted_photos_name_their_source(
     url: str, tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     elsewhere = tmp_path / "mnt"
@@ -216,7 +214,7 @@ def test_mount_points_do_not_matter_and_unmounted_photos_have_their_source(
         RemoteGallery.open(url, {"tape": elsewhere})
 
 
-def test_shards_are_pushed_side_by_side(
+def test_shards_can_be_pushed_separately(
     url: str, tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     shards = [tmp_path / f"{number}.sbtk" for number in (1, 2, 3)]
@@ -257,7 +255,7 @@ def test_shards_are_pushed_side_by_side(
         assert len(there) == 14
 
 
-def test_sources_and_collections_do_not_mix(url: str, made_up: Path, tmp_path: Path) -> None:
+def test_sources_and_collections_stay_separate(url: str, made_up: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.sbtk"
     gallery_of(other, unit_rows(30, DIM, seed=5))
     push(made_up, url, "one")
@@ -273,7 +271,7 @@ def test_sources_and_collections_do_not_mix(url: str, made_up: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("other", ["bits", "model", "dim"])
-def test_a_collection_of_something_else_is_refused_and_both_are_named(
+def test_a_collection_of_another_model_is_refused_and_both_are_named(
     url: str, tmp_path: Path, photos: Path, embedder: Embedder, other: str
 ) -> None:
     first, second = tmp_path / "first.sbtk", tmp_path / "second.sbtk"
@@ -294,7 +292,7 @@ def test_a_collection_of_something_else_is_refused_and_both_are_named(
         assert len(there) == 15
 
 
-def test_strange_paths_survive(url: str, tmp_path: Path) -> None:
+def test_unusual_paths_survive_a_push(url: str, tmp_path: Path) -> None:
     """Longer than a file system allows, not UTF-8, with quotes, newlines and wildcards."""
     import hashlib
 
@@ -336,7 +334,7 @@ def test_strange_paths_survive(url: str, tmp_path: Path) -> None:
             assert hit.path in [h.path for h in there.answer(row, 20, under=folder_of).hits]
 
 
-def test_clocks_that_are_wrong_do_not_matter(
+def test_wrong_clocks_do_not_matter(
     url: str, tmp_path: Path, photos: Path, embedder: Embedder
 ) -> None:
     times = [-(10**18), 0, 4 * 10**18]  # 1938, 1970, 2096
@@ -350,7 +348,7 @@ def test_clocks_that_are_wrong_do_not_matter(
         assert theirs == mine and theirs[0].endswith("photo-0002.jpg")
 
 
-def test_photos_are_listed_by_their_times_page_by_page(
+def test_photos_are_listed_by_date_page_by_page(
     server: Server,
     url: str,
     tmp_path: Path,
@@ -402,7 +400,7 @@ def _push_and_stop(gallery: Path, url: str, batches: int) -> None:
 
 @pytest.mark.kill
 @pytest.mark.parametrize("batches", [1, 2, 5])
-def test_a_push_that_was_killed_resumes(url: str, made_up: Path, batches: int) -> None:
+def test_a_killed_push_resumes(url: str, made_up: Path, batches: int) -> None:
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=_push_and_stop, args=(made_up, url, batches))
     process.start()
@@ -447,7 +445,7 @@ def test_a_push_survives_a_crash_of_the_server(server: Server, url: str, made_up
         assert len(there.answer(query, 1).hits) == 1
 
 
-def test_two_pushes_of_one_source_do_not_mix(url: str, made_up: Path) -> None:
+def test_two_pushes_of_one_source_exclude_each_other(url: str, made_up: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def wait(done: int, total: int) -> None:
@@ -485,7 +483,7 @@ def test_one_generation_is_pushed_while_the_gallery_is_updated(
     assert push(gallery, url).deleted == 15 - Gallery.open(gallery).count
 
 
-def test_wrong_questions_are_refused(url: str, made_up: Path) -> None:
+def test_invalid_queries_are_refused(url: str, made_up: Path) -> None:
     push(made_up, url)
     with RemoteGallery.open(url) as there:
         query = unit_rows(1, DIM)[0]

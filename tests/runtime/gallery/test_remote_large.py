@@ -50,7 +50,7 @@ def counts(report: PushReport) -> tuple[int, int, int]:
 
 
 @pytest.mark.kill
-def test_photos_that_are_indexed_change_leave_and_outlive_the_server(
+def test_a_large_collection_follows_changes_and_survives_a_restart(
     server: Server, url: str, tmp_path: Path
 ) -> None:
     rows = clustered_vectors(COUNT, DIM)

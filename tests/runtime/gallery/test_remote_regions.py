@@ -81,7 +81,7 @@ def shown(hits: list[Hit]) -> list[tuple[str, object]]:
     ]
 
 
-def test_photos_are_found_by_their_regions_as_in_the_gallery(
+def test_regions_give_the_hits_of_the_gallery(
     url: str, region_gallery: Path, region_photos: Path
 ) -> None:
     report = push(region_gallery, url)
@@ -120,7 +120,7 @@ def test_photos_are_found_by_their_regions_as_in_the_gallery(
                 there.similar(number, 3, region=wrong)
 
 
-def test_regions_change_and_go_with_their_photos(
+def test_regions_are_updated_and_deleted_with_their_photos(
     server: Server, url: str, region_photos: Path, region_embedder: Embedder, tmp_path: Path
 ) -> None:
     database = url.split("/")[-1]

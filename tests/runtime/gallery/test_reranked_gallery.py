@@ -30,7 +30,7 @@ def made(folder: Path, rows: NDArray[np.float32]) -> Path:
 
 
 @pytest.mark.parametrize("rerank", WAYS)
-def test_a_gallery_orders_hits_as_arrays_are_ordered(tmp_path: Path, rerank: Rerank) -> None:
+def test_a_gallery_reranks_hits_as_an_array_in_memory(tmp_path: Path, rerank: Rerank) -> None:
     rows = unit_rows(300, DIM)
     with Gallery.open(made(tmp_path / "g.sbtk", rows)) as gallery:
         stored, _ = Vectors(gallery.folder / "vectors", DIM).read(np.arange(300))
@@ -48,7 +48,7 @@ def test_a_gallery_orders_hits_as_arrays_are_ordered(tmp_path: Path, rerank: Rer
             assert [hit.id for hit in few] == [hit.id for hit in hits[:7]]
 
 
-def test_more_hits_than_candidates_all_come_once(tmp_path: Path) -> None:
+def test_more_hits_than_candidates_are_each_returned_once(tmp_path: Path) -> None:
     count = CANDIDATES + 250
     with Gallery.open(made(tmp_path / "g.sbtk", unit_rows(count, DIM))) as gallery:
         query = unit_rows(1, DIM, seed=2)[0]
@@ -59,7 +59,7 @@ def test_more_hits_than_candidates_all_come_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rerank", WAYS)
-def test_other_ways_of_asking_are_reranked_too(tmp_path: Path, rerank: Rerank) -> None:
+def test_photo_queries_and_similar_photos_are_reranked_too(tmp_path: Path, rerank: Rerank) -> None:
     with Gallery.open(made(tmp_path / "g.sbtk", unit_rows(60, DIM))) as gallery:
         query = unit_rows(1, DIM, seed=3)[0]
         below = gallery.search(query, 60, under="/photos/0002", rerank=rerank)
@@ -69,7 +69,7 @@ def test_other_ways_of_asking_are_reranked_too(tmp_path: Path, rerank: Rerank) -
         assert 5 not in [hit.id for hit in similar.hits]
 
 
-def test_a_gallery_without_neighbours_says_how_to_make_them(tmp_path: Path) -> None:
+def test_the_error_for_missing_neighbours_says_how_to_make_them(tmp_path: Path) -> None:
     folder = tmp_path / "g.sbtk"
     gallery_of(folder, unit_rows(30, DIM))
     with Gallery.open(folder) as gallery:
@@ -82,7 +82,7 @@ def test_a_gallery_without_neighbours_says_how_to_make_them(tmp_path: Path) -> N
             gallery.search(query, rerank="magic")  # type: ignore[arg-type]
 
 
-def test_damaged_neighbours_are_told_and_verified(tmp_path: Path) -> None:
+def test_damaged_neighbours_are_reported_and_found_by_verify(tmp_path: Path) -> None:
     folder = made(tmp_path / "g.sbtk", unit_rows(30, DIM))
     assert verify_gallery(folder).is_good
     path = folder / NEIGHBOURS_NAME
@@ -111,7 +111,7 @@ def test_a_binary_gallery_is_not_reranked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "chosen"), [(AUTO_FROM - 1, "none"), (AUTO_FROM, "diffusion"), (700, "diffusion")]
 )
-def test_auto_diffuses_the_hits_of_sketches_in_galleries_that_are_large_enough(
+def test_auto_diffuses_the_hits_of_sketches_in_large_galleries(
     tmp_path: Path, count: int, chosen: Rerank
 ) -> None:
     with Gallery.open(made(tmp_path / "g.sbtk", unit_rows(count, DIM))) as gallery:
@@ -123,7 +123,7 @@ def test_auto_diffuses_the_hits_of_sketches_in_galleries_that_are_large_enough(
         assert not gallery.notices
 
 
-def test_auto_leaves_hits_by_score_where_nothing_can_be_diffused(tmp_path: Path) -> None:
+def test_auto_orders_by_score_if_there_are_no_neighbours(tmp_path: Path) -> None:
     rows = unit_rows(AUTO_FROM, DIM)
     folder = made(tmp_path / "g.sbtk", rows)
     path = folder / NEIGHBOURS_NAME

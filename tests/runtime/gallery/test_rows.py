@@ -18,7 +18,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHARD_ROWS", 10)
 
 
-def test_rows_are_float16_of_what_was_written_and_of_length_one(tmp_path: Path) -> None:
+def test_rows_are_the_written_ones_in_float16_with_unit_length(tmp_path: Path) -> None:
     store = Vectors(tmp_path / "vectors", 512)
     written = unit_rows(100, 512)
     store.append(0, written)
@@ -64,7 +64,7 @@ def test_chunks_stream_any_number_of_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_rows_that_are_not_unit_never_get_in(tmp_path: Path, bad: float) -> None:
+def test_rows_without_unit_length_are_refused(tmp_path: Path, bad: float) -> None:
     store = Vectors(tmp_path / "vectors", 4)
     rows = unit_rows(3, 4)
     rows[1] = bad
@@ -79,7 +79,7 @@ def test_another_width_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_cut_removes_what_was_never_committed(tmp_path: Path) -> None:
+def test_cut_removes_uncommitted_rows(tmp_path: Path) -> None:
     store = Vectors(tmp_path / "vectors", 4)
     store.append(0, unit_rows(25, 4))
     store.cut(13)
@@ -92,7 +92,7 @@ def test_cut_removes_what_was_never_committed(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows[13:], unit_rows(4, 4, seed=1), atol=1e-3)
 
 
-def test_missing_and_damaged_rows_come_as_zeros(tmp_path: Path) -> None:
+def test_missing_and_damaged_rows_are_read_as_zeros(tmp_path: Path) -> None:
     store = Vectors(tmp_path / "vectors", 4)
     (batch,) = store.append(0, unit_rows(6, 4))
     path = tmp_path / "vectors" / "000000.f16"

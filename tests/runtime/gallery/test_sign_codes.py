@@ -79,7 +79,7 @@ def _rotation(rows: NDArray[np.float32]) -> Itq:
 
 
 @pytest.mark.parametrize("bits", [8, 24, 64, 72, 512])
-def test_distances_of_words_are_those_of_a_loop_over_bits(bits: int) -> None:
+def test_distances_equal_a_loop_over_bits(bits: int) -> None:
     codes = np.random.default_rng(bits).integers(0, 256, (9001, bits // 8), dtype=np.uint8)
     distances = word_distances(code_words(codes[:1]), code_words(codes))
     loop = (np.unpackbits(codes, axis=1) != np.unpackbits(codes[:1], axis=1)).sum(axis=1)
@@ -107,7 +107,7 @@ def test_the_nearest_rows_are_among_the_candidates() -> None:
     assert found >= 0.99 * 10 * len(queries)
 
 
-def test_candidates_are_those_of_a_plain_loop() -> None:
+def test_candidates_equal_a_plain_loop() -> None:
     codes, rows = some_codes(3000, 40)
     query = unit_rows(1, 40, seed=3)[0]
     allowed = np.random.default_rng(0).random(2500) < 0.5
@@ -125,7 +125,7 @@ def test_candidates_are_those_of_a_plain_loop() -> None:
     )
 
 
-def test_no_row_and_fewer_rows_than_candidates() -> None:
+def test_fewer_rows_than_candidates_are_all_returned() -> None:
     codes, _ = some_codes(30, 16)
     query = unit_rows(1, 16)[0]
     assert sorted(codes.candidates(query, 500).tolist()) == list(range(30))
@@ -133,7 +133,7 @@ def test_no_row_and_fewer_rows_than_candidates() -> None:
     assert codes.candidates(query, 5, np.zeros(0, dtype=np.bool_)).tolist() == []
 
 
-def test_identical_codes_are_cut_and_not_all_scored() -> None:
+def test_not_all_of_many_identical_codes_are_scored() -> None:
     rotation = _rotation(unit_rows(50, 16))
     same = np.repeat(rotation.codes(unit_rows(1, 16)), 5000, axis=0)
     codes = SignCodes(rotation, [(0, same)])
@@ -155,7 +155,7 @@ def test_rows_of_several_shards_keep_their_numbers(tmp_path: Path) -> None:
         )
 
 
-def test_hits_by_codes_are_those_of_exact_search(good: Path) -> None:
+def test_hits_by_codes_equal_exact_search(good: Path) -> None:
     rows = unit_rows(COUNT, DIM)
     with Gallery.open(good) as gallery:
         for k in (1, 10, 150, COUNT, 10**6):
@@ -166,16 +166,14 @@ def test_hits_by_codes_are_those_of_exact_search(good: Path) -> None:
         assert below == gallery.search(QUERY, 5, "exact", under="/photos/0003")
 
 
-def test_many_hits_are_found_without_codes(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_hits_are_searched_exactly(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "MOST_BY_CODES", 20)
     with Gallery.open(good) as gallery:
         assert len(gallery.search(QUERY, 21, "codes")) == 21
         assert len(gallery.search(QUERY, 10, "codes", offset=20)) == 10
 
 
-def test_most_rows_deleted_are_none_of_the_candidates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deleted_rows_are_not_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 50)
     rows = unit_rows(1100, DIM)
     order = np.argsort(-(rows @ QUERY), kind="stable")
@@ -240,7 +238,7 @@ def test_a_reader_of_an_older_generation_keeps_its_codes(
 
 
 @pytest.mark.parametrize("is_far", [False, True])
-def test_the_centre_follows_when_the_photos_have_changed_much(tmp_path: Path, is_far: bool) -> None:
+def test_the_centre_is_updated_after_many_changes(tmp_path: Path, is_far: bool) -> None:
     folder = tmp_path / "g.sbtk"
     # The first photos are all alike, as those of one day may be.
     first = unit_rows(50, DIM, seed=1) + (3.0 if is_far else 0.0)
@@ -269,7 +267,7 @@ def test_the_centre_follows_when_the_photos_have_changed_much(tmp_path: Path, is
 
 @pytest.mark.parametrize("name", ["000000.bits", "rotation.npz"])
 @pytest.mark.parametrize("kind", ["missing", "short", "flipped", "of another gallery", "a link"])
-def test_codes_that_cannot_be_used_are_told_and_made_again(
+def test_unusable_codes_are_reported_and_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedder: Embedder, name: str, kind: str
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 4)
@@ -308,9 +306,7 @@ def test_codes_that_cannot_be_used_are_told_and_made_again(
     assert verify_gallery(folder).problems == ()
 
 
-def test_damage_that_no_stamp_shows_is_found_by_verify_and_repaired(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_hidden_damage_is_found_by_verify_and_repaired(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 9)
     update_gallery(folder, [photos], embedder)
@@ -323,7 +319,7 @@ def test_damage_that_no_stamp_shows_is_found_by_verify_and_repaired(
     assert verify_gallery(folder).problems == ()
 
 
-def test_hidden_damage_is_not_vouched_for_by_an_append(tmp_path: Path, embedder: Embedder) -> None:
+def test_an_append_does_not_certify_hidden_damage(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 9)
     update_gallery(folder, [photos], embedder)
@@ -361,7 +357,7 @@ def test_codes_of_other_embeddings_are_found_by_verify(folder: Path) -> None:
     assert "sign codes" in problem and "wrong" in problem
 
 
-def test_a_file_that_is_as_written_is_not_hashed(
+def test_a_file_with_its_timestamps_unchanged_is_not_hashed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 10)
@@ -379,7 +375,7 @@ def test_a_file_that_is_as_written_is_not_hashed(
         Gallery.open(folder)
 
 
-def test_vectors_cut_short_while_they_are_searched(
+def test_vectors_truncated_during_a_search_give_no_wrong_hits(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 10)

@@ -67,18 +67,18 @@ def test_finds_images_by_suffix_at_every_depth(tmp_path: Path) -> None:
     assert skipped == []
 
 
-def test_overlapping_roots_give_each_photo_once(tmp_path: Path) -> None:
+def test_overlapping_roots_yield_each_photo_once(tmp_path: Path) -> None:
     _touch(tmp_path / "inner" / "a.jpg")
     found, _ = _split([tmp_path, tmp_path / "inner", tmp_path])
     assert len(found) == 1
 
 
-def test_a_file_named_as_root_counts_whatever_its_suffix(tmp_path: Path) -> None:
+def test_a_file_given_as_a_root_is_a_photo_with_any_suffix(tmp_path: Path) -> None:
     found, _ = _split([_touch(tmp_path / "scan.dat")])
     assert len(found) == 1
 
 
-def test_links_to_folders_are_not_followed_and_links_to_files_are(tmp_path: Path) -> None:
+def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path) -> None:
     photo = _touch(tmp_path / "real" / "a.jpg")
     (tmp_path / "real" / "loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "real" / "linked.jpg").symlink_to(photo)
@@ -95,7 +95,7 @@ def test_a_root_that_is_a_link_is_followed(tmp_path: Path) -> None:
     assert [item.path for item in found] == [str(link / "a.jpg")]
 
 
-def test_dangling_and_circular_links_hide_nothing(tmp_path: Path) -> None:
+def test_dangling_and_circular_links_are_harmless(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle.jpg").symlink_to(tmp_path / "circle.jpg")
     found, skipped = _split([tmp_path])
@@ -110,7 +110,7 @@ def test_a_fifo_is_skipped_with_a_reason(tmp_path: Path) -> None:
     assert [item.reason for item in skipped] == ["not a regular file"]
 
 
-def test_odd_names_survive(tmp_path: Path) -> None:
+def test_unusual_names_survive(tmp_path: Path) -> None:
     names = [b"line\nend.jpg", b"not-\xff\xfe-utf8.png", "bild-\u00fc-\U0001f600.jpg".encode()]
     for name in names:
         _touch(tmp_path / os.fsdecode(name))
@@ -125,13 +125,13 @@ def test_a_missing_root_is_an_error(tmp_path: Path) -> None:
         absolute_roots([])
 
 
-def test_a_file_in_place_of_a_folder_is_no_traceback(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_reported(tmp_path: Path) -> None:
     photo = _touch(tmp_path / "a.jpg")
     found, _ = _split([photo])
     assert found[0].path == str(photo)
 
 
-def test_what_is_no_photo_is_told_by_suffix(tmp_path: Path) -> None:
+def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.MOV", "b.mov", "c.Mov", "a.xmp", "a.pdf", "LICENCE", "x.svg"):
         _touch(tmp_path / name)
     assert _names(tmp_path) == {"a.jpg"}
@@ -158,7 +158,7 @@ def test_hidden_and_system_folders_are_not_entered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".hidden", "@eaDir", "lost+found", "X.lrdata", "a/.b/c"])
-def test_a_root_is_walked_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_root_is_walked_even_if_hidden(tmp_path: Path, name: str) -> None:
     _touch(tmp_path / name / "a.jpg")
     _touch(tmp_path / name / ".deeper" / "b.jpg")
     root = tmp_path / name
@@ -170,7 +170,7 @@ def test_a_root_is_walked_whatever_its_name(tmp_path: Path, name: str) -> None:
     assert [item.path for item in found] == [str(root / "a.jpg")]
 
 
-def test_what_was_a_root_once_is_excluded_like_any_other(tmp_path: Path) -> None:
+def test_former_roots_can_be_excluded(tmp_path: Path) -> None:
     root = _touch(tmp_path / ".private" / "a.jpg").parent
     photo = _touch(tmp_path / ".b.jpg")
     assert _names(tmp_path, known=(root, photo)) == {".private/a.jpg", ".b.jpg"}
@@ -182,7 +182,7 @@ def test_what_was_a_root_once_is_excluded_like_any_other(tmp_path: Path) -> None
     assert _names(tmp_path, known=(tmp_path / ".never" / "was",)) == set()
 
 
-def test_a_file_named_as_root_counts_though_it_is_hidden_or_excluded(tmp_path: Path) -> None:
+def test_a_file_given_as_a_root_is_a_photo_even_if_hidden_or_excluded(tmp_path: Path) -> None:
     photo = _touch(tmp_path / ".a.png")
     rules = WalkRules(exclude=("*.png",))
     items = list(walk([str(tmp_path), str(photo)], rules))
@@ -190,7 +190,7 @@ def test_a_file_named_as_root_counts_though_it_is_hidden_or_excluded(tmp_path: P
     assert not [item for item in items if isinstance(item, LeftOut)]
 
 
-def test_it_makes_no_difference_which_folder_above_a_photo_was_named(tmp_path: Path) -> None:
+def test_rules_apply_alike_from_any_folder_above_a_photo(tmp_path: Path) -> None:
     for name in ("a.jpg", "2019/a.jpg", "2019/b.png", "2019/raw/c.jpg", "raw/d.jpg"):
         _touch(tmp_path / name)
     (tmp_path / ".sbtkignore").write_text("*.png\n")
@@ -209,7 +209,7 @@ def test_it_makes_no_difference_which_folder_above_a_photo_was_named(tmp_path: P
     assert _names(inner, rules, known=(tmp_path,)) == set()
 
 
-def test_folders_that_are_excluded_are_not_looked_into(tmp_path: Path) -> None:
+def test_excluded_folders_are_not_entered(tmp_path: Path) -> None:
     for name in ("a.jpg", "drafts/a.jpg", "2019/drafts/b.jpg", "2019/b.png"):
         _touch(tmp_path / name)
     rules = WalkRules(exclude=("drafts/", "*.png"))
@@ -220,7 +220,7 @@ def test_folders_that_are_excluded_are_not_looked_into(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"*.png\n[z-a]\n", b"!\n", b"a\n" * 600_000])
-def test_a_folder_whose_ignore_file_cannot_be_understood_is_left_alone(
+def test_a_folder_with_an_invalid_ignore_file_keeps_its_photos(
     tmp_path: Path, content: bytes
 ) -> None:
     _touch(tmp_path / "private" / "a.jpg")
@@ -236,7 +236,7 @@ def test_a_folder_whose_ignore_file_cannot_be_understood_is_left_alone(
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo"])
-def test_an_ignore_file_has_to_be_a_file(tmp_path: Path, kind: str) -> None:
+def test_an_ignore_file_must_be_a_regular_file(tmp_path: Path, kind: str) -> None:
     _touch(tmp_path / "a.jpg")
     path = tmp_path / ".sbtkignore"
     path.mkdir() if kind == "folder" else os.mkfifo(path)
@@ -275,7 +275,7 @@ def test_raw_and_jpeg_of_one_name_are_one_photo(
         assert left_out == dict.fromkeys(alone | {"d.arw"}, Why.RAW_READER_MISSING)
 
 
-def test_a_raw_whose_jpeg_is_excluded_or_hidden_is_the_photo(tmp_path: Path) -> None:
+def test_a_raw_file_is_the_photo_if_its_jpeg_is_excluded_or_hidden(tmp_path: Path) -> None:
     pytest.importorskip("rawpy")
     for name in ("a.cr2", "a.jpg", ".b.jpg", "b.cr2"):
         _touch(tmp_path / name)
@@ -285,7 +285,7 @@ def test_a_raw_whose_jpeg_is_excluded_or_hidden_is_the_photo(tmp_path: Path) -> 
     assert _names(tmp_path / "a.cr2") == {"."}
 
 
-def test_raw_and_jpeg_that_are_named_one_by_one_are_one_photo(tmp_path: Path) -> None:
+def test_raw_and_jpeg_given_separately_are_one_photo(tmp_path: Path) -> None:
     pytest.importorskip("rawpy")
     names = ("a.CR2", "a.JPG", "b.cr2")
     roots = [str(_touch(tmp_path / name)) for name in names]
@@ -294,7 +294,7 @@ def test_raw_and_jpeg_that_are_named_one_by_one_are_one_photo(tmp_path: Path) ->
     assert [item.why for item in items if isinstance(item, LeftOut)] == [Why.RAW_BESIDE_JPEG]
 
 
-def test_photos_without_a_reader_name_what_to_install(
+def test_photos_without_a_decoder_name_the_extra_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("rawpy", "pillow_heif"):
@@ -312,7 +312,7 @@ def test_photos_without_a_reader_name_what_to_install(
         refuse_nothing([str(tmp_path / "a.HEIC")])
 
 
-def test_links_to_folders_are_named_unless_nothing_is_left_out(tmp_path: Path) -> None:
+def test_links_to_folders_are_named_unless_they_lead_inside_the_roots(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", _touch(tmp_path / "outside" / "b.jpg").parent
     _touch(root / "real" / "a.jpg")
     (root / "link").symlink_to(outside)
@@ -343,7 +343,7 @@ def test_links_are_followed_after_real_folders_and_without_loops(tmp_path: Path)
     assert _left_out(root, rules) == {"skip": Why.EXCLUDED}
 
 
-def test_however_many_kinds_there_are_the_counts_add_up(tmp_path: Path) -> None:
+def test_counts_by_suffix_add_up(tmp_path: Path) -> None:
     for index in range(70):
         _touch(tmp_path / f"a.{index:03}")
         _touch(tmp_path / f"b.{index:03}")
@@ -360,7 +360,7 @@ def test_however_many_kinds_there_are_the_counts_add_up(tmp_path: Path) -> None:
     assert sum(said) == 140
 
 
-def test_the_gallerys_own_files_are_not_mentioned(tmp_path: Path) -> None:
+def test_the_gallerys_own_files_are_not_counted(tmp_path: Path) -> None:
     _touch(tmp_path / "gallery.sbtk" / "manifest.json")
     _touch(tmp_path / "gallery.sbtk" / "vectors" / "a.npy")
     _touch(tmp_path / "a.jpg")

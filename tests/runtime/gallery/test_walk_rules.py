@@ -115,7 +115,7 @@ def _kept_by_git(folder: Path) -> set[str]:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 @settings(max_examples=40, deadline=None)
 @given(top=st.lists(LINES, max_size=5), below=st.lists(LINES, max_size=3))
-def test_patterns_mean_what_they_mean_to_git(
+def test_patterns_match_as_in_git(
     tmp_path_factory: pytest.TempPathFactory, top: list[str], below: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("tree")
@@ -130,7 +130,7 @@ def test_patterns_mean_what_they_mean_to_git(
     shutil.rmtree(folder)
 
 
-def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:
+def test_patterns_of_the_command_line_win(tmp_path: Path) -> None:
     _plant(tmp_path, {"": "*.png\n!keep.png\n", "2019": "!*.png\n"})
     png = {name for name in _found(tmp_path) if name.endswith(".png")}
     kept = {"keep.png", "drafts/keep.png"}
@@ -139,7 +139,7 @@ def test_the_command_line_has_the_last_word(tmp_path: Path) -> None:
     assert "b.png" in _found(tmp_path, "!b.png")
 
 
-def test_lines_may_come_from_other_systems(tmp_path: Path) -> None:
+def test_ignore_files_may_have_line_ends_of_other_systems(tmp_path: Path) -> None:
     (tmp_path / ".sbtkignore").write_bytes(
         b"\xef\xbb\xbf*.png\r\ndrafts/  \r\n\r\n# none\r\nb\xff*"
     )
@@ -147,7 +147,7 @@ def test_lines_may_come_from_other_systems(tmp_path: Path) -> None:
     assert texts == ["*.png", "drafts/", os.fsdecode(b"b\xff*")]
 
 
-def test_names_with_line_breaks_and_odd_bytes_are_matched_whole(tmp_path: Path) -> None:
+def test_names_with_line_breaks_and_odd_bytes_are_matched_completely(tmp_path: Path) -> None:
     for name in (b"a\nb/x.png", b"y.png\n.jpg", b"\xff.png"):
         path = tmp_path / os.fsdecode(name)
         path.parent.mkdir(exist_ok=True)
@@ -157,7 +157,7 @@ def test_names_with_line_breaks_and_odd_bytes_are_matched_whole(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("text", ["", " ", "# remark", "/", "!", "[", "x[z-a]", "\\", "a\nb"])
-def test_what_can_match_nothing_is_refused(text: str) -> None:
+def test_patterns_that_can_match_nothing_are_refused(text: str) -> None:
     with pytest.raises(BadConfig) as caught:
         patterns_of(["*.png", text])
     assert repr(text) in caught.value.found
@@ -166,7 +166,7 @@ def test_what_can_match_nothing_is_refused(text: str) -> None:
         RuleChange(exclude=(text,)).applied_to(WalkRules())
 
 
-def test_changes_add_to_the_rules_and_take_them_back() -> None:
+def test_changes_add_and_remove_rules() -> None:
     rules = RuleChange(("*.png", "drafts/", "*.png")).applied_to(WalkRules())
     assert rules == WalkRules(("*.png", "drafts/"))
     assert RuleChange().applied_to(rules) == rules
@@ -203,7 +203,7 @@ def test_changes_add_to_the_rules_and_take_them_back() -> None:
         "system volume information",
     ],
 )
-def test_hidden_and_system_names(name: str) -> None:
+def test_hidden_and_system_names_are_recognised(name: str) -> None:
     assert is_hidden(name, "photos", is_folder=True)
 
 
@@ -212,7 +212,7 @@ def test_other_names_are_not_hidden(name: str) -> None:
     assert not is_hidden(name, "photos", is_folder=True)
 
 
-def test_of_a_photo_library_only_the_originals_count() -> None:
+def test_only_the_originals_of_a_photo_library_are_indexed() -> None:
     library = "Photos Library.photoslibrary"
     assert not is_hidden("originals", library, is_folder=True)
     assert not is_hidden("Masters", "Old.aplibrary", is_folder=True)
@@ -240,7 +240,7 @@ def test_of_a_photo_library_only_the_originals_count() -> None:
         ("a.jpg.part", Why.NOT_A_PHOTO),
     ],
 )
-def test_suffixes_say_what_a_file_is(
+def test_suffixes_give_the_kind_of_a_file(
     name: str, why: Why | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("pillow_heif", "rawpy"):

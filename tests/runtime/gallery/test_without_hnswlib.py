@@ -56,7 +56,7 @@ def nearest_ids(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> list
     return [int(row) + 1 for row in np.argsort(-(rows @ QUERY), kind="stable")[:10]]
 
 
-def test_a_gallery_is_made_searched_and_verified(tmp_path: Path, without: object) -> None:
+def test_a_gallery_is_indexed_searched_and_verified(tmp_path: Path, without: object) -> None:
     rows = unit_rows(300, 16)
     manifest = gallery_of(tmp_path / "gallery", rows)
     assert manifest.graph is None
@@ -66,7 +66,7 @@ def test_a_gallery_is_made_searched_and_verified(tmp_path: Path, without: object
     assert (report.found, report.by_graph) == (report.sampled, False)
 
 
-def test_the_graph_is_refused_by_name_and_never_needed(tmp_path: Path, without: object) -> None:
+def test_a_graph_is_refused_on_request_and_never_required(tmp_path: Path, without: object) -> None:
     gallery_of(tmp_path / "gallery", unit_rows(300, 16))
     with Gallery.open(tmp_path / "gallery") as gallery:
         with pytest.raises(MissingExtra) as caught:
@@ -86,7 +86,7 @@ def test_a_large_gallery_is_searched_by_its_codes(
 
 
 @pytest.mark.usefixtures("is_large")
-def test_an_older_gallery_says_what_would_make_it_faster(
+def test_a_notice_says_how_to_speed_up_an_older_gallery(
     tmp_path: Path, without: pytest.MonkeyPatch
 ) -> None:
     rows = unit_rows(300, 16)
@@ -99,7 +99,7 @@ def test_an_older_gallery_says_what_would_make_it_faster(
 
 @pytest.mark.usefixtures("has_graph")
 @pytest.mark.parametrize("is_big", [False, True])
-def test_a_graph_that_was_built_elsewhere_is_passed_over(
+def test_a_graph_built_elsewhere_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_big: bool
 ) -> None:
     rows = unit_rows(300, 16)
@@ -118,7 +118,7 @@ def test_a_graph_that_was_built_elsewhere_is_passed_over(
 
 
 @pytest.mark.usefixtures("has_graph")
-def test_the_graph_goes_with_a_change_and_comes_back_with_hnswlib(
+def test_a_change_drops_the_graph_and_hnswlib_rebuilds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, photos, folder = tiny_bundle(tmp_path / "b"), tmp_path / "photos", tmp_path / "gallery"
@@ -147,7 +147,7 @@ def test_the_graph_goes_with_a_change_and_comes_back_with_hnswlib(
 
 
 @pytest.mark.usefixtures("has_graph")
-def test_indexing_a_very_large_gallery_says_once_what_it_goes_without(
+def test_indexing_a_very_large_gallery_mentions_the_missing_graph_once(
     tmp_path: Path, without: object
 ) -> None:
     write_photos(tmp_path / "photos", 5)
@@ -158,7 +158,7 @@ def test_indexing_a_very_large_gallery_says_once_what_it_goes_without(
 
 
 @pytest.mark.slow
-def test_the_commands_of_an_install_without_hnswlib(tmp_path: Path) -> None:
+def test_commands_work_without_hnswlib(tmp_path: Path) -> None:
     """In processes that cannot import it, from index to the search that needs it."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("import sys; sys.modules['hnswlib'] = None")

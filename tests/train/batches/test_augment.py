@@ -40,7 +40,7 @@ def some_sketches() -> torch.Tensor:
     return pixels
 
 
-def test_normalised_is_what_the_exported_graph_computes() -> None:
+def test_normalisation_equals_that_of_the_exported_graph() -> None:
     pixels = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
     expected = (
         pixels.numpy().astype(np.float64) / 255 - np.array(IMAGENET_MEAN).reshape(1, 3, 1, 1)
@@ -62,7 +62,7 @@ def test_augmented_sketches_stay_ink_on_white() -> None:
     assert not torch.equal(changed[0], changed[1])
 
 
-def test_augmented_photos_stay_in_range_and_differ() -> None:
+def test_augmented_photos_differ_and_stay_in_range() -> None:
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (6, 3, 48, 48), generator=rng).to(torch.uint8)
     changed = to_unit(augment_photos(pixels, BatchRng(make_generator(0, 1), 6)))
@@ -71,7 +71,7 @@ def test_augmented_photos_stay_in_range_and_differ() -> None:
     assert not torch.allclose(changed, pixels / 255, atol=0.1)
 
 
-def test_a_batch_is_made_again_from_its_position() -> None:
+def test_a_batch_is_reproducible_from_its_position() -> None:
     first, again, other = (
         augment_sketches(some_sketches(), BatchRng(make_generator(7, *position), 12))
         for position in ((1, 2), (1, 2), (2, 1))
@@ -98,7 +98,7 @@ def some_images(count: int, channels: int = 3) -> Tensor:
         (adjust_hue, reference.adjust_hue, -0.1, 0.1),
     ],
 )
-def test_each_change_is_torchvisions_with_an_amount_for_each_image(
+def test_each_colour_change_equals_torchvisions_with_an_amount_per_image(
     change: Callable[[Tensor, Tensor], Tensor],
     torchvisions: Callable[[Tensor, float], Any],
     low: float,
@@ -111,14 +111,14 @@ def test_each_change_is_torchvisions_with_an_amount_for_each_image(
     torch.testing.assert_close(found, torch.stack(expected), atol=2e-6, rtol=1e-5)
 
 
-def test_grey_is_torchvisions() -> None:
+def test_greyscale_equals_torchvisions() -> None:
     images = some_images(3)
     torch.testing.assert_close(convert_to_grey(images), reference.rgb_to_grayscale(images))
     assert convert_to_grey(images[:, :1]) is not None
     assert torch.equal(convert_to_grey(images[:, :1]), images[:, :1])
 
 
-def test_jitter_changes_only_the_chosen_images_each_in_its_own_way() -> None:
+def test_jitter_changes_only_the_chosen_images_each_differently() -> None:
     images = some_images(1).expand(6, -1, -1, -1)
     chosen = torch.tensor([True, False, True, True, False, True])
     found = jitter_colours(images, chosen, BatchRng(make_generator(1), 6))
@@ -131,7 +131,7 @@ def test_jitter_changes_only_the_chosen_images_each_in_its_own_way() -> None:
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
 
 
-def test_jitter_is_some_order_of_the_four_changes() -> None:
+def test_jitter_applies_the_four_changes_in_some_order() -> None:
     image = some_images(1)
     rng = torch.Generator().manual_seed(3)
     found = jitter_colours(image, torch.tensor([True]), BatchRng(rng, 1))
@@ -194,7 +194,7 @@ def test_warping_equals_a_plain_loop() -> None:
     assert sum(not torch.equal(move, torch.eye(3).double()) for move in moves) > 4
 
 
-def test_a_turn_is_about_the_top_left_corner() -> None:
+def test_rotation_is_about_the_top_left_corner() -> None:
     image = torch.zeros(1, 1, 9, 9)
     image[0, 0, 0, 0], image[0, 0, 0, 8] = 1.0, 1.0
     quarter = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]]).double()
@@ -204,7 +204,7 @@ def test_a_turn_is_about_the_top_left_corner() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_moves_are_drawn_with_the_shares_and_ranges_of_the_authors() -> None:
+def test_affine_changes_have_the_authors_probabilities_and_ranges() -> None:
     moves = sample_moves(224, BatchRng(make_generator(0), 20_000))
     still = (moves == torch.eye(3)).all(2).all(1)
     # 0.3 are left alone, and 0.7 / 16 get none of the four changes.
@@ -236,7 +236,7 @@ def test_the_border_is_black_and_pixels_stay_in_range() -> None:
     assert images.shape == (40, 1, 32, 32)
 
 
-def test_views_mirror_recolour_and_grey_in_the_authors_shares() -> None:
+def test_views_have_the_authors_probabilities() -> None:
     image = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
     found = to_unit(
         make_contrastive_view(image.expand(4000, -1, -1, -1), BatchRng(make_generator(0), 4000))
@@ -250,7 +250,7 @@ def test_views_mirror_recolour_and_grey_in_the_authors_shares() -> None:
     assert float(flipped.float().mean()) == pytest.approx(0.08, abs=0.02)
 
 
-def test_views_are_made_again_from_the_same_draws() -> None:
+def test_views_are_reproducible_from_the_same_generator() -> None:
     pixels = torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(2))
     pixels = pixels.to(torch.uint8)
     first, again, other = (

@@ -14,7 +14,7 @@ from tests.tiny_data import write_dataset
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_batches_are_productions_pixels(tmp_path: Path, keep: bool) -> None:
+def test_batches_have_the_pixels_of_the_runtime(tmp_path: Path, keep: bool) -> None:
     data = read_dataset(write_dataset(tmp_path))
     store = PixelStore(data.photos, "photo", 48, workers=2, keep=keep)
     for _ in range(2):
@@ -43,7 +43,7 @@ def test_unreadable_images_are_named_and_left_out(tmp_path: Path) -> None:
     assert names == [path.parent.name for path in readable.sketch_files]
 
 
-def test_too_large_a_share_of_unreadable_images_is_refused(tmp_path: Path) -> None:
+def test_too_many_unreadable_images_are_refused(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     for number in range(4):
         (root / "photo" / "ball" / f"{number}.jpg").write_bytes(b"x")

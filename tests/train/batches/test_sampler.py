@@ -34,7 +34,7 @@ def test_each_sketch_is_the_anchor_once(data: ImageSet) -> None:
     assert sorted(anchors.tolist()) == list(range(len(data.sketches)))
 
 
-def test_quadruplets_have_the_classes_they_should(data: ImageSet) -> None:
+def test_quadruplets_have_the_right_classes(data: ImageSet) -> None:
     for epoch in range(20):
         for batch in sample_quadruplets(data, 4, seed=0, epoch=epoch):
             half = len(batch.sketches) // 2
@@ -45,7 +45,7 @@ def test_quadruplets_have_the_classes_they_should(data: ImageSet) -> None:
             assert (sketches[half:] != sketches[:half]).all()
 
 
-def test_negatives_are_drawn_independently_and_reach_every_other_class(data: ImageSet) -> None:
+def test_negatives_are_independent_and_cover_every_other_class(data: ImageSet) -> None:
     pairs: Counter[tuple[int, int]] = Counter()
     for epoch in range(100):
         for batch in sample_quadruplets(data, 6, seed=0, epoch=epoch):
@@ -67,7 +67,7 @@ def test_balanced_batches_hold_different_classes_in_equal_parts(data: ImageSet) 
             assert sorted(Counter(labels.tolist()).values()) == [2, 2, 2, 2]
 
 
-def test_balanced_batches_show_each_image_before_any_twice(data: ImageSet) -> None:
+def test_balanced_batches_use_each_image_before_repeating_any(data: ImageSet) -> None:
     shown = Counter(
         row
         for batch in sample_class_balanced(data, 6, seed=1, epoch=0)
@@ -96,9 +96,7 @@ def test_batches_are_a_function_of_seed_and_epoch(
     assert rows(0, 0) != rows(1, 0)
 
 
-def test_further_classes_fill_places_of_their_own_in_each_batch(
-    data: ImageSet, tmp_path: Path
-) -> None:
+def test_further_classes_have_separate_places_in_each_batch(data: ImageSet, tmp_path: Path) -> None:
     names = ("kite", "lamp", "moon")
     drawings = [(name, [polygon(5)]) for name in (*data.classes[:2], "kite", "moon") for _ in "abc"]
     strokes = write_strokes(tmp_path / "s.npz", drawings)
@@ -153,7 +151,7 @@ def images(sketches: int, photos: int) -> ImageSet:
         (6, 12, False, [(3, 6), (3, 6)]),
     ],
 )
-def test_an_epoch_ends_when_either_kind_has_run_out(
+def test_an_epoch_ends_when_either_kind_is_used_up(
     sketches: int, photos: int, drop_last: bool, sizes: list[tuple[int, int]]
 ) -> None:
     data = images(sketches, photos)

@@ -26,7 +26,7 @@ CASES = [(3, 4, 2), (5, 5, 3), (1, 0, 2), (0, 2, 4), (32, 64, 8), (7, 7, 1)]
 
 
 @pytest.mark.parametrize(("sketches", "photos", "size"), CASES)
-def test_every_image_is_in_one_share_and_shares_are_of_like_length(
+def test_every_image_is_in_one_shard_and_shards_have_similar_lengths(
     sketches: int, photos: int, size: int
 ) -> None:
     batch = some_batch(sketches, photos)
@@ -41,7 +41,7 @@ def test_every_image_is_in_one_share_and_shares_are_of_like_length(
 
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize(("sketches", "photos", "size"), CASES)
-def test_gathered_rows_are_put_back_view_after_view_sketches_first(
+def test_gathered_rows_are_ordered_by_view_with_sketches_first(
     sketches: int, photos: int, size: int, views: int
 ) -> None:
     batch = some_batch(sketches, photos)
@@ -62,7 +62,7 @@ def test_gathered_rows_are_put_back_view_after_view_sketches_first(
     )
 
 
-def test_a_share_draws_what_its_images_get_in_the_whole_batch() -> None:
+def test_a_shard_draws_the_numbers_of_its_images_in_the_full_batch() -> None:
     batch = some_batch(5, 3)
     whole = BatchShard(batch).make_rngs(torch.Generator().manual_seed(1))
     sketches, photos = whole.sketches.uniform(2), whole.photos.uniform()
@@ -83,7 +83,7 @@ def moved_and_recoloured(pixels: Tensor, rng: BatchRng) -> Tensor:
     ("changed", "channels"),
     [(augment_sketches, 1), (augment_photos, 3), (moved_and_recoloured, 3)],
 )
-def test_a_share_is_changed_as_in_the_whole_batch(
+def test_a_shard_is_augmented_as_in_the_full_batch(
     changed: Callable[[Tensor, BatchRng], Tensor], channels: int, places: list[int]
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -95,14 +95,14 @@ def test_a_share_is_changed_as_in_the_whole_batch(
     torch.testing.assert_close(shard, whole[rows], atol=1e-6, rtol=0)
 
 
-def test_what_follows_a_share_is_what_follows_the_whole_batch() -> None:
+def test_after_a_shard_the_generator_continues_as_after_the_full_batch() -> None:
     whole, shard = make_generator(1), make_generator(1)
     BatchRng(whole, 9).uniform(2)
     BatchRng(shard, 9, torch.tensor([4])).uniform(2)
     assert torch.equal(torch.rand(3, generator=whole), torch.rand(3, generator=shard))
 
 
-def test_a_batch_is_made_again_from_its_position() -> None:
+def test_a_batch_is_reproducible_from_its_position() -> None:
     first, again, other = (
         BatchRng(make_generator(7, *position), 12).uniform(4)
         for position in ((1, 2), (1, 2), (2, 1))
@@ -112,6 +112,6 @@ def test_a_batch_is_made_again_from_its_position() -> None:
     assert 0 <= float(first.min()) <= float(first.max()) < 1
 
 
-def test_chances_come_true_as_often_as_they_say() -> None:
+def test_choices_have_the_given_probabilities() -> None:
     is_true = BatchRng(make_generator(0), 10_000).bernoulli(0.3)
     assert float(is_true.float().mean()) == pytest.approx(0.3, abs=0.02)

@@ -26,7 +26,7 @@ def overlap(left: np.ndarray, right: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("size_px", [32, 160, 224])
-def test_a_rendered_drawing_is_framed_as_production_frames_it(size_px: int) -> None:
+def test_a_rendered_drawing_is_framed_as_in_the_runtime(size_px: int) -> None:
     pixels = render(strokes(5), size_px, width=0.03)
     assert pixels.shape == (size_px, size_px, 1)
     assert pixels.dtype == np.uint8
@@ -87,7 +87,7 @@ def test_simplified_strokes_stay_within_the_tolerance(
         assert nearest <= tolerance + 1e-3
 
 
-def test_tracing_a_drawing_gives_back_its_lines() -> None:
+def test_tracing_a_drawing_recovers_its_lines() -> None:
     image = Image.new("L", (256, 256), 255)
     pen = ImageDraw.Draw(image)
     pen.line([(20, 30), (220, 60), (120, 230), (20, 30)], fill=0, width=4)
@@ -102,5 +102,5 @@ def test_tracing_a_drawing_gives_back_its_lines() -> None:
     assert len(found) <= 5
 
 
-def test_tracing_an_empty_sheet_gives_no_stroke() -> None:
+def test_tracing_an_empty_image_gives_no_stroke() -> None:
     assert trace(np.full((64, 64), 255, dtype=np.uint8)) == ()

@@ -51,7 +51,7 @@ def test_per_class_counts_are_those_of_table_1(tmp_path: Path) -> None:
     assert check.published is None
 
 
-def test_a_split_by_the_datas_own_lists_is_counted_with_what_they_hold_out(tmp_path: Path) -> None:
+def test_a_split_by_the_data_sets_lists_is_counted_with_its_held_out_images(tmp_path: Path) -> None:
     check = check_data(open_dataset(write_sake_sketchy(tmp_path)), [OWN])
     split = check.splits[0]
     assert split.listing == "zeroshot1"
@@ -61,7 +61,7 @@ def test_a_split_by_the_datas_own_lists_is_counted_with_what_they_hold_out(tmp_p
     assert check.skipped() == 0
 
 
-def test_without_a_name_the_splits_of_the_lists_and_of_the_data_are_taken(
+def test_without_a_name_the_splits_of_lists_and_data_are_used(
     tmp_path: Path, sketchy: Dataset
 ) -> None:
     own = find_splits(open_dataset(write_sake_sketchy(tmp_path)), None)
@@ -97,7 +97,7 @@ def test_published_counts_add_up() -> None:
     assert match_published_data(["arch", "ball"]) is None
 
 
-def test_what_is_missing_and_unreadable_is_counted_once(tmp_path: Path) -> None:
+def test_missing_and_unreadable_images_are_counted_once(tmp_path: Path) -> None:
     root = write_sake_sketchy(tmp_path)
     (root / "EXTEND_image_sketchy_ready" / "ant" / "ext_0.jpg").unlink()
     torn = root / "EXTEND_image_sketchy_ready" / "bell" / "ext_1.jpg"
@@ -175,7 +175,7 @@ def test_files_that_training_does_not_read_are_counted_by_suffix(tmp_path: Path)
     assert check_data(open_dataset(root), []).is_whole()
 
 
-def test_a_class_that_is_nested_deeper_is_a_problem(tmp_path: Path) -> None:
+def test_a_nested_class_folder_is_a_problem(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, sketches=2, photos=2)
     (root / "photo" / "animals").mkdir()
     (root / "photo" / "ball").rename(root / "photo" / "animals" / "ball")
@@ -236,7 +236,7 @@ def test_too_few_classes_for_the_defaults_are_reported_with_the_options(
         divide(data.images, split, seed=0)
 
 
-def test_folders_of_archives_and_systems_are_not_classes(tmp_path: Path) -> None:
+def test_archive_and_system_folders_are_not_classes(tmp_path: Path) -> None:
     root = write_dataset(tmp_path / "data", sketches=2, photos=2)
     for folder in ("__MACOSX", "@eaDir"):
         for kind in ("sketch", "photo"):

@@ -77,7 +77,7 @@ def test_spellings_of_one_class_have_one_key(name: str, other: str) -> None:
     assert other in ClassNames([name], renames=False)
 
 
-def test_nothing_else_is_dropped() -> None:
+def test_other_differences_keep_names_distinct() -> None:
     for key_of in (class_key, published_key, plain_key):
         keys = {name: key_of(name) for name in DIFFERENT}
         same = [name for name in DIFFERENT if list(keys.values()).count(keys[name]) > 1]
@@ -114,7 +114,7 @@ def test_no_two_classes_of_a_published_split_have_one_key(split: str) -> None:
     assert all(opened.is_unseen(name) for name in opened.unseen)
 
 
-def test_an_addition_in_brackets_may_be_missing_and_may_not_differ() -> None:
+def test_an_addition_in_brackets_may_be_missing_but_not_differ() -> None:
     assert ClassNames(["mouse (animal)"]).find("mouse") == "mouse (animal)"
     assert "mouse_(animal)" in ClassNames(["mouse"])
     assert "crane (machine)" not in ClassNames(["crane (bird)"])
@@ -144,7 +144,7 @@ def test_close_names_are_suggested() -> None:
     assert suggest_names("xylophone", classes) == []
 
 
-def test_folders_are_matched_run_together_only_where_published_classes_are() -> None:
+def test_only_published_classes_match_folders_written_as_one_word() -> None:
     found = match_names(["c#", "hot dog", "sea lion"], ["c#", "c++", "hotdog", "sealion"])
     assert found == {
         "c#": "c#",
@@ -156,12 +156,12 @@ def test_folders_are_matched_run_together_only_where_published_classes_are() -> 
     }
 
 
-def test_folders_with_two_possible_counterparts_are_left_alone() -> None:
+def test_folders_with_two_possible_counterparts_are_not_matched() -> None:
     found = match_names(["crane (bird)", "crane (machine)"], ["crane"])
     assert found["crane"] == "crane"
 
 
-def test_two_folders_of_one_class_side_by_side_are_refused(tmp_path: Path) -> None:
+def test_two_folders_of_one_class_are_refused(tmp_path: Path) -> None:
     for pair in (("t-shirt", "T shirt"), ("caf\u00e9", "cafe\u0301")):
         root = write_dataset(tmp_path / pair[0], classes=[*pair, "tree"], sketches=1, photos=1)
         with pytest.raises(BadData, match="are one class") as caught:
@@ -177,15 +177,13 @@ def test_two_folders_of_one_class_side_by_side_are_refused(tmp_path: Path) -> No
         ("shoe\rhat", "utf-8"),
     ],
 )
-def test_a_list_of_names_is_read_whatever_ends_its_lines(
-    tmp_path: Path, text: str, encoding: str
-) -> None:
+def test_a_list_of_names_may_have_any_line_ends(tmp_path: Path, text: str, encoding: str) -> None:
     file = tmp_path / "names.txt"
     file.write_bytes(text.encode(encoding))
     assert read_names(file, "the list") == ["shoe", "hat"]
 
 
-def test_characters_that_some_call_line_ends_are_part_of_a_name(tmp_path: Path) -> None:
+def test_unicode_line_separators_are_part_of_a_name(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("a\u2028b\nc\x0bd\n", "utf-8")
     assert read_names(file, "the list") == ["a\u2028b", "c\x0bd"]

@@ -59,7 +59,7 @@ def test_division_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert first.validation.classes != other.validation.classes
 
 
-def test_class_in_one_domain_is_left_out_and_named(tmp_path: Path) -> None:
+def test_a_class_in_only_one_domain_is_skipped_and_named(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     shutil.rmtree(root / "photo" / "ball")
     shutil.rmtree(root / "sketch" / "disc")
@@ -76,13 +76,13 @@ def test_too_few_classes_are_refused_with_both_numbers(tmp_path: Path) -> None:
     assert "at least 7" in str(caught.value)
 
 
-def test_unseen_class_on_the_list_to_train_on_is_refused(tmp_path: Path) -> None:
+def test_an_unseen_class_on_the_training_list_is_refused(tmp_path: Path) -> None:
     data = read_dataset(write_dataset(tmp_path))
     with pytest.raises(BadData, match="arch"):
         divide(data, Split("x", ("arch",)), seed=0, only_classes=["arch", "ball"])
 
 
-def test_missing_classes_of_the_list_to_train_on_are_reported(tmp_path: Path) -> None:
+def test_missing_classes_of_the_training_list_are_reported(tmp_path: Path) -> None:
     data = read_dataset(write_dataset(tmp_path))
     listed = ["Arch", "ball", "crate", "disk", "easel"]
     division = divide(data, NONE_UNSEEN, seed=0, validation_classes=1, only_classes=listed)
@@ -92,14 +92,14 @@ def test_missing_classes_of_the_list_to_train_on_are_reported(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("missing", ["sketch", "photo"])
-def test_missing_domain_folder_is_named(tmp_path: Path, missing: str) -> None:
+def test_a_missing_domain_folder_is_named(tmp_path: Path, missing: str) -> None:
     root = write_dataset(tmp_path)
     shutil.rmtree(root / missing)
     with pytest.raises(BadData, match=missing):
         read_dataset(root)
 
 
-def test_hash_changes_with_a_file(tmp_path: Path) -> None:
+def test_the_hash_changes_with_a_file(tmp_path: Path) -> None:
     root = write_dataset(tmp_path)
     before = read_dataset(root).sha256
     assert read_dataset(root).sha256 == before
@@ -109,7 +109,7 @@ def test_hash_changes_with_a_file(tmp_path: Path) -> None:
     assert after.photo_labels.dtype == np.int64
 
 
-def test_hashes_of_a_plain_data_set_stay(tmp_path: Path) -> None:
+def test_hashes_of_plain_data_sets_have_not_changed(tmp_path: Path) -> None:
     """Run and bundles name them; they were taken before other layouts could be read."""
     names = ("ant", "bat", "car_(sedan)", "door", "hot-air_balloon", "zebra")
     for kind in ("sketch", "photo"):

@@ -37,7 +37,7 @@ def photos_of(data: ImageSet) -> Counter[str]:
     return Counter(data.classes[label] for label in data.photo_labels)
 
 
-def test_sakes_sketchy_is_read_by_its_lists_and_photos_are_taken_once(tmp_path: Path) -> None:
+def test_sakes_sketchy_is_read_by_its_lists_without_duplicate_photos(tmp_path: Path) -> None:
     found = open_dataset(write_sake_sketchy(tmp_path))
     assert found.layout.name == "sake-sketchy"
     assert found.images.classes == tuple(sorted((*SEEN, *UNSEEN)))
@@ -51,7 +51,7 @@ def test_sakes_sketchy_is_read_by_its_lists_and_photos_are_taken_once(tmp_path: 
     assert any("14 duplicate photos" in notice for notice in found.images.notices)
 
 
-def test_duplicates_are_kept_as_published_galleries_keep_them(tmp_path: Path) -> None:
+def test_duplicates_are_kept_as_in_published_galleries(tmp_path: Path) -> None:
     data = read_dataset(write_sake_sketchy(tmp_path), keep_duplicates=True)
     assert set(photos_of(data).values()) == {5}
     assert not data.notices
@@ -63,7 +63,7 @@ def test_images_keep_the_order_of_the_list_within_their_class(tmp_path: Path) ->
     assert ants == [f"n00000000_1-{drawing}.png" for drawing in (4, 3, 2, 1, 6, 5)]
 
 
-def test_division_holds_out_the_sketches_that_the_lists_hold_out(tmp_path: Path) -> None:
+def test_the_division_holds_out_the_sketches_of_the_lists(tmp_path: Path) -> None:
     data = read_dataset(write_sake_sketchy(tmp_path))
     division = divide(data, OWN, seed=0, validation_classes=1)
     assert len(division.training.classes) == 4
@@ -73,7 +73,7 @@ def test_division_holds_out_the_sketches_that_the_lists_hold_out(tmp_path: Path)
     assert any("zeroshot1" in notice for notice in division.notices)
 
 
-def test_lists_of_another_split_do_not_decide_what_is_held_out(tmp_path: Path) -> None:
+def test_lists_of_another_split_do_not_affect_the_held_out_images(tmp_path: Path) -> None:
     data = read_dataset(write_sake_sketchy(tmp_path))
     division = divide(data, Split("other", ("ant",)), seed=0, validation_classes=1)
     assert len(division.held_out.sketches) == len(division.training.classes) == 5
@@ -98,7 +98,7 @@ def test_each_split_finds_its_lists_among_several(tmp_path: Path) -> None:
     assert {path.stem[-1] for path in second.held_out.sketch_files} == {"4", "5", "6"}
 
 
-def test_few_missing_images_are_left_out_and_named(tmp_path: Path) -> None:
+def test_a_few_missing_images_are_skipped_and_named(tmp_path: Path) -> None:
     root = write_sake_sketchy(tmp_path)
     gone = root / "EXTEND_image_sketchy_ready" / "bell" / "ext_1.jpg"
     gone.unlink()
@@ -117,7 +117,7 @@ def test_a_list_whose_images_were_not_unpacked_is_refused(tmp_path: Path) -> Non
         read_dataset(root)
 
 
-def test_blanks_in_paths_and_class_names_of_tu_berlin_are_understood(tmp_path: Path) -> None:
+def test_spaces_in_paths_and_class_names_of_tu_berlin_are_supported(tmp_path: Path) -> None:
     seen, unseen = ("alarm clock", "flower with stem"), ("hot air balloon", "t-shirt")
     for label, names in enumerate((seen, unseen)):
         part = ("train", "zero")[label]
@@ -202,7 +202,7 @@ def test_palm_tree_of_quickdraw_is_never_trained_on(
     assert used == set(names)
 
 
-def test_quickdraw_lists_of_unseen_classes_alone_leave_the_folders_to_be_read(
+def test_with_lists_of_unseen_classes_only_quickdraw_folders_are_read(
     tmp_path: Path,
 ) -> None:
     names = {name: ["1.png", "2.png"] for name in ("ant", "bee", "palm tree")}
@@ -219,7 +219,7 @@ def test_quickdraw_lists_of_unseen_classes_alone_leave_the_folders_to_be_read(
     assert [path.name for path in found.missing[0].missing] == ["9.png"]
 
 
-def test_train_and_val_folders_are_read_as_one_data_set_that_knows_its_split(
+def test_train_and_val_folders_are_one_data_set_with_a_split(
     tmp_path: Path,
 ) -> None:
     for part, names in (("train", SEEN), ("val", UNSEEN)):
@@ -231,7 +231,7 @@ def test_train_and_val_folders_are_read_as_one_data_set_that_knows_its_split(
     assert OWN.is_of(found.images.listings[0].unseen)
 
 
-def test_names_of_one_class_in_two_domains_are_put_together(tmp_path: Path) -> None:
+def test_spellings_of_one_class_in_two_domains_are_matched(tmp_path: Path) -> None:
     write_classes(tmp_path / "sketch", {"palm tree": ["1.png"]})
     write_classes(tmp_path / "photo", {"palm-tree": ["1.png"], "c++": ["1.png"], "c#": ["1.png"]})
     data = read_dataset(tmp_path)
@@ -251,7 +251,7 @@ def test_files_that_are_not_images_are_ignored(tmp_path: Path) -> None:
     assert [path.name for path in data.photos] == ["1.JPEG"]
 
 
-def test_the_folder_around_one_data_set_will_do_and_around_two_will_not(tmp_path: Path) -> None:
+def test_the_parent_folder_of_a_single_data_set_is_accepted(tmp_path: Path) -> None:
     write_sake_sketchy(tmp_path / "Sketchy")
     assert recognise(tmp_path).root == tmp_path / "Sketchy"
     write_dataset(tmp_path / "TUBerlin", sketches=1, photos=1)
@@ -259,7 +259,7 @@ def test_the_folder_around_one_data_set_will_do_and_around_two_will_not(tmp_path
         recognise(tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"no folder .*nowhere"):
         read_dataset(tmp_path / "nowhere")
 

@@ -21,14 +21,14 @@ def leakage_in(root: Path, *, is_quick: bool = False) -> Leakage:
     return find_leakage(found.images, SPLIT, found.list_folders, sha256)
 
 
-def test_a_clean_data_set_has_nothing_on_both_sides(tmp_path: Path) -> None:
+def test_a_clean_data_set_has_no_leaks(tmp_path: Path) -> None:
     leakage = leakage_in(write_sake_sketchy(tmp_path))
     assert leakage.classes == leakage.photo_ids == leakage.contents == ()
     # The extended photo `c.jpg` is in every class, as `ext_12.jpg` might be.
     assert {Path(leak.seen).name for leak in leakage.file_names} == {"c.jpg"}
 
 
-def test_the_same_bytes_on_both_sides_are_found_whatever_their_names(tmp_path: Path) -> None:
+def test_identical_files_in_seen_and_unseen_classes_are_found(tmp_path: Path) -> None:
     root = write_sake_sketchy(tmp_path)
     seen = root / "EXTEND_image_sketchy_ready" / "ant" / "ext_0.jpg"
     unseen = root / "EXTEND_image_sketchy_ready" / "tree" / "ext_5.jpg"
@@ -39,7 +39,7 @@ def test_the_same_bytes_on_both_sides_are_found_whatever_their_names(tmp_path: P
     assert leakage_in(root, is_quick=True).contents is None
 
 
-def test_a_sketch_of_the_other_sides_photo_is_found_by_its_name(tmp_path: Path) -> None:
+def test_a_sketch_of_a_photo_on_the_other_side_is_found_by_its_name(tmp_path: Path) -> None:
     names = {"ant": ["n02206856_17-3.png"], "tree": ["n09876543_1-1.png"]}
     write_classes(tmp_path / "sketch", names)
     photos = {"ant": ["n01111111_1.jpg"], "tree": ["n02206856_17.jpg", "n02206856_171.jpg"]}

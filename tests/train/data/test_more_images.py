@@ -56,7 +56,7 @@ def test_images_of_known_and_of_further_classes_are_added_to_the_training_part(
     assert any("kept for validation" in notice for notice in whole.notices)
 
 
-def test_nothing_unseen_gets_in(division: Division, strokes: Path) -> None:
+def test_unseen_classes_are_never_added(division: Division, strokes: Path) -> None:
     names = ClassMap("map", {}, {"fence": ("n02701002",), "star": ("n02701002",)})
     whole = append_images(division, SPLIT, read_more([strokes], []), names)
     assert "fence" not in whole.training.classes
@@ -74,7 +74,7 @@ def test_a_map_that_trains_on_an_unseen_class_is_refused(
         append_images(division, SPLIT, more, ClassMap("map", {name: target}))
 
 
-def test_a_class_without_photos_or_meaning_is_left_out_and_named(
+def test_a_class_without_photos_or_synset_is_skipped_and_named(
     division: Division, strokes: Path
 ) -> None:
     whole = append_images(division, SPLIT, read_more([strokes], []), ClassMap())
@@ -82,7 +82,9 @@ def test_a_class_without_photos_or_meaning_is_left_out_and_named(
     assert any("kite, star" in notice for notice in whole.notices)
 
 
-def test_renamed_and_left_out_classes(division: Division, strokes: Path, photos: Path) -> None:
+def test_classes_can_be_renamed_and_left_out(
+    division: Division, strokes: Path, photos: Path
+) -> None:
     known = division.training.classes[0]
     names = ClassMap("map", {"kite": known.upper(), "lamp": ""})
     whole = append_images(division, SPLIT, read_more([strokes], [photos]), names)
@@ -92,14 +94,14 @@ def test_renamed_and_left_out_classes(division: Division, strokes: Path, photos:
     assert int((whole.training.photo_labels == label).sum()) == before + 3
 
 
-def test_the_hash_tells_further_images_apart(division: Division, strokes: Path) -> None:
+def test_the_hash_depends_on_further_images(division: Division, strokes: Path) -> None:
     whole = append_images(division, SPLIT, read_more([strokes], []), ClassMap())
     assert whole.training.sha256 != division.training.sha256
     again = append_images(division, SPLIT, read_more([strokes], []), ClassMap())
     assert whole.training.sha256 == again.training.sha256
 
 
-def test_sources_that_hold_nothing_are_refused(tmp_path: Path) -> None:
+def test_empty_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for sketches, photos in (
         ([tmp_path / "empty"], []),
@@ -122,7 +124,7 @@ def test_bad_class_maps_are_refused(tmp_path: Path, text: str) -> None:
         open_class_map(str(path))
 
 
-def test_no_class_map_that_sbtk_brings_names_an_unseen_class_of_sketchy() -> None:
+def test_included_class_maps_name_no_unseen_class_of_sketchy() -> None:
     assert list_class_maps() == ["quickdraw-caltech"]
     names = open_class_map("quickdraw-caltech")
     unseen = ClassNames(open_split("SK-YE").unseen)

@@ -44,14 +44,14 @@ def test_lists_with_the_same_name_in_the_literature_differ() -> None:
         assert sum(other.is_unseen(name) for name in open_split(ours).unseen) == common
 
 
-def test_the_hash_of_a_published_split_stays() -> None:
+def test_the_hash_of_a_published_split_has_not_changed() -> None:
     """Bundles and runs name it; a new way to compare names must not change it."""
     assert open_split("SK-YE").sha256.startswith("e9111ba44e60f0c4")
     assert open_split("TUB-SH-sempcyc").sha256.startswith("defae506a5716f13")
     assert open_split("sk-ye") == open_split("SK-YE")
 
 
-def test_split_of_a_file_is_the_set_of_its_lines(tmp_path: Path) -> None:
+def test_a_split_file_has_a_class_per_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("cow\n\ncat\ncow\n")
     assert open_split(str(file)) == Split("mine.txt", ("cat", "cow"))
@@ -90,7 +90,9 @@ def test_a_number_is_part_of_a_name_unless_the_file_is_a_list_with_ids(tmp_path:
 
 
 @pytest.mark.parametrize("content", [None, "", "\n \n"])
-def test_missing_or_empty_file_names_the_known_splits(tmp_path: Path, content: str | None) -> None:
+def test_the_error_for_a_missing_or_empty_file_names_the_known_splits(
+    tmp_path: Path, content: str | None
+) -> None:
     file = tmp_path / "mine.txt"
     if content is not None:
         file.write_text(content)
@@ -133,7 +135,7 @@ def test_random_split_that_cannot_be_drawn_is_refused(
     assert message in str(caught.value)
 
 
-def test_class_is_unseen_however_its_name_is_written() -> None:
+def test_an_unseen_class_is_recognised_in_any_spelling() -> None:
     split = Split("x", ("hot-air balloon", "tree"))
     assert split.is_unseen("hot_air_balloon")
     assert split.is_unseen("Hot-Air_Balloon")
@@ -142,7 +144,7 @@ def test_class_is_unseen_however_its_name_is_written() -> None:
     assert split.seen_among(["tree", "cat", "hot air balloon"]) == ["cat"]
 
 
-def test_hash_depends_on_the_classes_and_not_on_their_spelling_or_order() -> None:
+def test_the_hash_depends_on_the_classes_but_not_on_spelling_or_order() -> None:
     assert Split("a", ("x y", "z")).sha256 == Split("b", ("z", "x_y")).sha256
     assert Split("a", ("x",)).sha256 != Split("a", ("y",)).sha256
 
@@ -155,7 +157,7 @@ def renamed(old: str, new: str) -> list[str]:
     return sorted(new if name == old else name for name in ALL_QUICKDRAW)
 
 
-def test_a_whole_data_set_matches_its_split() -> None:
+def test_a_complete_data_set_matches_its_split() -> None:
     match = match_classes(ALL_QUICKDRAW, QUICKDRAW)
     assert (len(match.seen), len(match.unseen)) == (80, 30)
     assert not (match.absent or match.unknown or match.look_alikes)
@@ -183,7 +185,7 @@ def test_a_plural_of_an_unseen_class_is_found() -> None:
     assert match.look_alikes == (LookAlike("zebras", "zebra"),)
 
 
-def test_data_of_another_data_set_are_only_warned_about(tmp_path: Path) -> None:
+def test_other_data_sets_give_only_a_warning(tmp_path: Path) -> None:
     # TU-Berlin has a cabinet and no cabin, which SK-YE keeps unseen.
     names = ["cabinet", "angel", "arm", "ashtray", "barn", "tree"]
     match = match_classes(names, open_split("SK-YE"))
@@ -199,7 +201,7 @@ def test_unseen_classes_that_the_data_lack_are_counted_and_named() -> None:
     assert notices == ["1 of 2 unseen classes of x are not in the data: elk"]
 
 
-def test_a_list_of_classes_that_the_data_lack_is_refused_with_close_names() -> None:
+def test_a_list_of_missing_classes_is_refused_with_close_names() -> None:
     classes = ("T-shirt", "breadfruit", "palm tree", "cat_(animal)", "ปลา")
     refuse_absent(["t shirt", "Cat (Animal)", "ปลา"], classes, "mine.txt")
     with pytest.raises(BadData) as caught:
@@ -216,5 +218,5 @@ def test_a_list_of_classes_that_the_data_lack_is_refused_with_close_names() -> N
 @pytest.mark.parametrize(
     ("names", "text"), [(["a", "b"], "a, b"), (["a", "b", "c"], "a, b and 1 more")]
 )
-def test_long_lists_of_names_are_cut(names: Sequence[str], text: str) -> None:
+def test_long_lists_of_names_are_shortened(names: Sequence[str], text: str) -> None:
     assert join_names(names, most=2) == text

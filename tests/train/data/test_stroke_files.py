@@ -13,7 +13,7 @@ from tests.tiny_strokes import polygon, write_strokes
 LINE = [(0.0, 0.0), (255.0, 255.0)]
 
 
-def test_drawings_come_class_by_class_with_their_strokes(tmp_path: Path) -> None:
+def test_drawings_are_read_by_class_with_their_strokes(tmp_path: Path) -> None:
     path = write_strokes(
         tmp_path / "s.npz", [("sun", [polygon(9)]), ("arrow", [LINE, polygon(3)]), ("sun", [LINE])]
     )
@@ -31,7 +31,7 @@ def test_empty_drawings_are_left_out_and_counted(tmp_path: Path) -> None:
     assert found.empty == 2
 
 
-def test_equal_strokes_have_one_identity_wherever_they_are(tmp_path: Path) -> None:
+def test_equal_strokes_have_one_identity(tmp_path: Path) -> None:
     first = read_stroke_file(write_strokes(tmp_path / "a.npz", [("sun", [LINE])]))
     drawings = [("arrow", [polygon(3)]), ("sun", [LINE])]
     second = read_stroke_file(write_strokes(tmp_path / "b.npz", drawings))

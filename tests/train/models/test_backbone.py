@@ -27,20 +27,20 @@ def stage_strides(backbone: str) -> list[tuple[int, int]]:
     return strides
 
 
-def test_the_two_layouts_differ_in_where_a_stage_strides() -> None:
+def test_the_two_layouts_differ_in_the_strided_convolution() -> None:
     assert stage_strides("resnet50-v1") == [(2, 1)] * 3
     assert stage_strides("resnet50-v1.5") == [(1, 2)] * 3
 
 
 @pytest.mark.parametrize("backbone", ["resnet50-v1", "resnet50-v1.5", "resnet18"])
-def test_feature_map_is_a_thirty_second_of_the_input(backbone: str) -> None:
+def test_the_feature_map_has_a_thirty_second_of_the_inputs_size(backbone: str) -> None:
     trunk, channels = build_trunk(backbone)
     with torch.inference_mode():
         feature_map = trunk.eval()(torch.zeros(1, 3, 64, 64))
     assert feature_map.shape == (1, channels, 2, 2)
 
 
-def test_unknown_backbone_lists_the_known_ones() -> None:
+def test_the_error_for_an_unknown_backbone_lists_the_known_ones() -> None:
     with pytest.raises(BadConfig, match=r"resnet50-v1\.5"):
         build_trunk("vgg16")
 
@@ -62,7 +62,7 @@ def test_safetensors_and_pth_give_the_same_tensors(tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_loading_sets_the_trunk_and_returns_the_classifier(tmp_path: Path) -> None:
+def test_loading_fills_the_trunk_and_returns_the_classifier(tmp_path: Path) -> None:
     tensors = resnet18_tensors()
     trunk, _ = build_trunk("resnet18")
     classifier = load_trunk(trunk, tensors, tmp_path)
@@ -73,7 +73,7 @@ def test_loading_sets_the_trunk_and_returns_the_classifier(tmp_path: Path) -> No
     assert load_trunk(trunk, tensors, tmp_path) is None
 
 
-def test_misfits_are_named(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     trunk, _ = build_trunk("resnet18")
     for change, name in (
         (lambda t: t.pop("layer3.0.conv1.weight"), "layer3.0.conv1.weight"),
@@ -94,7 +94,7 @@ class _Payload:
         return (Path.touch, (self._sentinel,))
 
 
-def test_pickle_payload_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_payload_is_refused_and_not_run(tmp_path: Path) -> None:
     sentinel = tmp_path / "ran"
     torch.save({"conv1.weight": _Payload(sentinel)}, tmp_path / "torch.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(_Payload(sentinel)))
@@ -113,7 +113,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, suffix: str, content: bytes
         read_weights(path)
 
 
-def test_drift_is_zero_on_the_photos_that_the_statistics_come_from() -> None:
+def test_drift_is_zero_on_the_photos_of_the_statistics() -> None:
     torch.manual_seed(0)
     trunk, _ = build_trunk("resnet18")
     photos = torch.randn(16, 3, 64, 64)

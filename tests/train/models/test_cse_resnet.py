@@ -36,7 +36,7 @@ def with_lively_norms(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def test_the_module_weighs_channels_by_their_averages_and_the_domain() -> None:
+def test_the_module_weights_channels_by_their_averages_and_the_domain() -> None:
     torch.manual_seed(0)
     module = ConditionalSE(32)
     assert module.fc1.weight.shape == (2, 32)
@@ -69,9 +69,7 @@ def test_all_sixteen_bottlenecks_have_a_module_with_reduction_sixteen() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50-v1", "resnet50-v1.5"])
-def test_from_plain_weights_it_starts_as_exactly_the_plain_trunk(
-    backbone: str, tmp_path: Path
-) -> None:
+def test_from_plain_weights_it_starts_as_the_plain_trunk(backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = with_lively_norms(build_trunk(backbone)[0])
     trunk, channels = build_cse_trunk(backbone)
@@ -96,7 +94,7 @@ def test_stages_from_plain_weights_are_the_same_in_every_run(tmp_path: Path) -> 
     assert float(states[0]["layer1.0.se.fc1.weight"].abs().max()) > 0
 
 
-def test_the_domain_is_learnt_from_the_first_step_on(tmp_path: Path) -> None:
+def test_the_domain_has_a_gradient_from_the_first_step_on(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = with_lively_norms(build_trunk("resnet18")[0])
     trunk, _ = build_cse_trunk("resnet18")
@@ -115,7 +113,7 @@ def test_the_domain_is_learnt_from_the_first_step_on(tmp_path: Path) -> None:
     assert not torch.allclose(after[0], after[1])
 
 
-def test_stages_can_be_run_from_one_on(tmp_path: Path) -> None:
+def test_stages_can_be_run_from_a_given_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trunk, _ = build_cse_trunk("resnet18")
     trunk.eval()
@@ -181,7 +179,7 @@ def caffe_se_resnet50(tensors: dict[str, Tensor], images: Tensor) -> Tensor:
     return values
 
 
-def test_cadenes_se_resnet50_is_read_into_its_own_layout(tmp_path: Path) -> None:
+def test_cadenes_se_resnet50_is_read_in_its_layout(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, _ = build_cse_trunk(SE_RESNET50)
     with_lively_norms(source)
@@ -199,7 +197,7 @@ def test_cadenes_se_resnet50_is_read_into_its_own_layout(tmp_path: Path) -> None
         assert float(block.se.fc2.weight[:, -1].detach().abs().max()) == 0.0
 
 
-def test_weights_and_backbone_of_two_kinds_are_refused(tmp_path: Path) -> None:
+def test_mismatched_weights_and_backbones_are_refused(tmp_path: Path) -> None:
     plain = dict(build_trunk("resnet18")[0].state_dict())
     with pytest.raises(BadModel, match="se_resnet50"):
         load_cse_trunk(build_cse_trunk(SE_RESNET50)[0], plain, tmp_path, SE_RESNET50)

@@ -41,7 +41,7 @@ def test_the_domain_changes_the_embedding(student: DsnStudent) -> None:
     torch.testing.assert_close(mixed, torch.stack([sketches[0], photos[1]]))
 
 
-def test_stages_compose_with_the_domain(student: DsnStudent) -> None:
+def test_stages_in_two_parts_equal_the_trunk_with_the_domain(student: DsnStudent) -> None:
     images, domains = torch.randn(2, 3, 64, 64), torch.tensor([0.0, 1.0])
     with torch.inference_mode():
         early = student.feature_map(images, domains, end="layer3")
@@ -62,7 +62,7 @@ def test_frozen_stages_keep_their_channel_weights() -> None:
     assert all(name.startswith("layer4") for name in learning)
 
 
-def test_code_and_head_start_as_the_classifiers_best_approximation() -> None:
+def test_code_and_head_start_as_the_best_approximation_of_the_classifier() -> None:
     torch.manual_seed(1)
     classifier = Classifier(torch.randn(1000, 512), torch.randn(1000))
     student = DsnStudent("resnet18", dim=40, classes=3)

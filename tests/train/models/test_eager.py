@@ -37,7 +37,7 @@ def pixels() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3)).astype(np.uint8)
 
 
-def test_pixels_to_unit_rows_in_either_layout(pixels: NDArray[np.uint8]) -> None:
+def test_pixels_become_unit_rows_in_either_layout(pixels: NDArray[np.uint8]) -> None:
     student = make_random_student("sbtknet", "resnet50-v1", 16)
     rows = []
     for is_channels_last in (False, True):
@@ -61,7 +61,7 @@ def test_a_student_with_a_domain_input_embeds_photos(pixels: NDArray[np.uint8]) 
     np.testing.assert_allclose(half, wanted, atol=1e-2)
 
 
-def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
+def test_only_the_trunk_runs_in_half_precision(pixels: NDArray[np.uint8]) -> None:
     student = tiny_student()
     rows = make_eager_run(student, TorchSettings(1))(pixels)
     half = make_eager_run(student, TorchSettings(1, precision="fp16"))(pixels)
@@ -72,7 +72,7 @@ def test_half_precision_is_the_trunks_alone(pixels: NDArray[np.uint8]) -> None:
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
 
 
-def test_compiled_once_for_each_batch_and_computes_the_same(pixels: NDArray[np.uint8]) -> None:
+def test_a_compiled_model_gives_the_same_rows(pixels: NDArray[np.uint8]) -> None:
     from torch._inductor import config as inductor
 
     student = tiny_student()
@@ -103,7 +103,7 @@ def test_a_compiler_that_is_missing_is_a_runtime_error(pixels: NDArray[np.uint8]
         run(pixels)
 
 
-def test_products_are_products() -> None:
+def test_matrix_products_are_right() -> None:
     for size in (16, 64):
         result = make_product_run("int8", size, 1)()
         assert isinstance(result, torch.Tensor)

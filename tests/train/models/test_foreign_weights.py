@@ -70,7 +70,7 @@ def test_two_networks_in_one_file_are_refused(tensors: dict[str, Tensor], tmp_pa
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML document"),
     ],
 )
-def test_what_stands_in_for_a_file_is_named(
+def test_unusable_files_are_named(
     tmp_path: Path, suffix: str, content: bytes, sentence: str
 ) -> None:
     path = tmp_path / f"w{suffix}"
@@ -92,7 +92,7 @@ def test_weights_that_are_not_finite_are_refused(
         read_weights(path)
 
 
-def test_a_student_of_ones_own_is_a_classifier_too(tmp_path: Path) -> None:
+def test_an_own_student_can_be_a_classifier(tmp_path: Path) -> None:
     student = SbtknetStudent("resnet18", 16, 3)
     save_file(student.state_dict(), tmp_path / "student.safetensors", {"backbone": "resnet18"})
     tensors, layout = read_weights(tmp_path / "student.safetensors")
@@ -135,7 +135,7 @@ def test_a_dsn_student_is_fine_tuned_by_dsn_only(tmp_path: Path) -> None:
         SbtknetStudent("resnet18", 8, 3).load_weights(tensors, tmp_path)
 
 
-def test_a_folder_means_the_student_in_it(tmp_path: Path) -> None:
+def test_a_run_folder_stands_for_its_student(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="not a run folder or a bundle"):
         find_weights(str(tmp_path), None)
     (tmp_path / "manifest.json").write_text('{"training": {"unseen_classes": ["ant", "bee"]}}')

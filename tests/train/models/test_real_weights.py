@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-def test_statistics_tell_the_two_layouts_apart() -> None:
+def test_statistics_distinguish_the_two_layouts() -> None:
     path = find_weights("imagenet", "resnet50-v1")
     photos = sorted(Path(os.environ["SBTK_DATA"], "photo").rglob("*.jpg"))[::150][:16]
     pixels = np.stack([prepare(photo.read_bytes(), "photo").pixels for photo in photos])

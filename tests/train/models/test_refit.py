@@ -33,7 +33,7 @@ def applied(projection: Projection, rows: Rows) -> Rows:
     return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), dtype=np.float32)
 
 
-def test_it_ranks_classes_that_it_was_not_fitted_on() -> None:
+def test_the_refit_improves_ranking_of_other_classes() -> None:
     sketches, sketch_labels, photos, photo_labels = drawn(range(20), 0)
     identity = np.eye(8, dtype=np.float32)
     projection = fit_within_class_projection(
@@ -49,7 +49,7 @@ def test_it_ranks_classes_that_it_was_not_fitted_on() -> None:
     assert after.summary()["mAP@all"] > 0.9
 
 
-def test_the_scatter_within_classes_becomes_round() -> None:
+def test_the_within_class_scatter_becomes_isotropic() -> None:
     sketches, sketch_labels, photos, photo_labels = drawn(range(20), 0)
     identity = np.eye(8, dtype=np.float32)
     projection = fit_within_class_projection(
@@ -79,7 +79,7 @@ def test_a_case_worked_by_hand() -> None:
     np.testing.assert_allclose(projection.bias, 0, atol=1e-6)
 
 
-def test_what_cannot_be_fitted_is_refused() -> None:
+def test_unsuitable_embeddings_are_refused() -> None:
     rows, labels = np.ones((4, 3), dtype=np.float32), np.array([0, 0, 1, 1])
     identity = np.eye(3, dtype=np.float32)
     with pytest.raises(BadConfig, match="4 from 3"):

@@ -30,7 +30,7 @@ def test_embedding_is_float32_and_unit_under_autocast(student: SbtknetStudent) -
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2), atol=1e-6, rtol=0)
 
 
-def test_embed_is_the_embedding_of_forward(student: SbtknetStudent) -> None:
+def test_embed_equals_the_embedding_of_forward(student: SbtknetStudent) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(student.embed(images), student(images).embedding)
@@ -67,7 +67,7 @@ def test_frozen_stages_neither_learn_nor_change_their_statistics() -> None:
     assert all(name.startswith(("layer3", "layer4")) for name in with_gradient)
 
 
-def test_attention_adds_a_share_of_each_position() -> None:
+def test_attention_adds_a_weighted_part_of_each_position() -> None:
     torch.manual_seed(0)
     attention = SpatialAttention(16)
     feature_map = torch.randn(2, 16, 3, 3)

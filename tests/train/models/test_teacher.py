@@ -97,7 +97,7 @@ def test_soft_labels_are_cached_by_what_they_are_made_from(tmp_path: Path, weigh
     assert other.knowledge_sha256 != first.knowledge_sha256
 
 
-def test_damaged_cache_is_made_again(tmp_path: Path, weights: Path) -> None:
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
     first = build_context(config(data, weights), lambda text: None)
     (file,) = (tmp_path / "cache" / "sbtk" / "soft-labels").iterdir()
@@ -107,7 +107,7 @@ def test_damaged_cache_is_made_again(tmp_path: Path, weights: Path) -> None:
         np.testing.assert_array_equal(labels_of(again).numpy(), labels_of(first).numpy())
 
 
-def test_knowledge_without_a_teacher_says_what_to_give(tmp_path: Path, weights: Path) -> None:
+def test_the_error_for_a_missing_teacher_says_what_to_give(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
     with pytest.raises(BadConfig, match="teacher"):
         build_context(config(data, None), lambda text: None)
@@ -119,15 +119,13 @@ def test_knowledge_without_a_teacher_says_what_to_give(tmp_path: Path, weights: 
     assert len(labels_of(from_scratch)) == 4
 
 
-def test_weights_of_another_layout_are_refused_by_their_own_word(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_weights_that_name_another_layout_are_refused(tmp_path: Path, weights: Path) -> None:
     data = write_dataset(tmp_path / "data")
     with pytest.raises(BadModel, match="resnet18"):
         build_context(config(data, weights, backbone="resnet50-v1"), lambda text: None)
 
 
-def test_weights_are_found_only_on_this_machine(
+def test_weights_are_looked_up_only_on_this_machine(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SBTK_WEIGHTS", str(weights.parent))
@@ -157,7 +155,7 @@ def test_cadenes_weights_are_found_and_known_by_their_names(
     assert choose_backbone(named, None, lambda text: None) == "se-resnet50"
 
 
-def test_a_class_without_photos_gets_the_label_of_the_imagenet_classes_it_shows() -> None:
+def test_a_class_without_photos_gets_a_soft_label_of_its_imagenet_classes() -> None:
     weight = (
         torch.eye(1000, 40) + torch.randn(1000, 40, generator=torch.Generator().manual_seed(0)) / 9
     )
@@ -171,7 +169,7 @@ def test_a_class_without_photos_gets_the_label_of_the_imagenet_classes_it_shows(
         make_stand_in_label(weight, ["n00000001"], "kite")
 
 
-def test_further_classes_have_soft_labels_of_photos_or_of_what_stands_in(
+def test_further_classes_have_soft_labels_of_photos_or_substitutes(
     tmp_path: Path, weights: Path
 ) -> None:
     data = write_dataset(tmp_path / "data")

@@ -154,7 +154,7 @@ def test_disabled_losses_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(("memory", "teaches"), [("paper", True), ("released", False)])
-def test_the_memory_teaches_as_described_and_not_as_released(memory: str, teaches: bool) -> None:
+def test_only_the_papers_memory_loss_has_gradients_for_photos(memory: str, teaches: bool) -> None:
     output, examples = step(3)
     output.feature.requires_grad_()
     output.class_logits.requires_grad_()
@@ -186,7 +186,7 @@ def draws(seed: int, sketches: int, photos: int) -> BatchRngs:
     return BatchRngs(BatchRng(generator, sketches), BatchRng(generator, photos))
 
 
-def test_views_come_one_after_the_other_with_sketches_first() -> None:
+def test_rows_are_ordered_by_view_with_sketches_first() -> None:
     rng = torch.Generator().manual_seed(1)
     sketches = torch.randint(0, 256, (2, 1, 16, 16), generator=rng).to(torch.uint8)
     photos = torch.randint(0, 256, (3, 3, 16, 16), generator=rng).to(torch.uint8)
@@ -204,7 +204,7 @@ def test_views_come_one_after_the_other_with_sketches_first() -> None:
     assert not torch.allclose(moved[:5], views[0], atol=0.05)
 
 
-def test_the_teacher_is_the_plain_classifier_whatever_the_domain(weights: Path) -> None:
+def test_the_teacher_is_the_plain_classifier_in_both_domains(weights: Path) -> None:
     tensors, _ = read_weights(weights)
     plain, _ = build_trunk("resnet18")
     head = load_trunk(plain, tensors, weights)
@@ -301,9 +301,7 @@ def test_a_killed_and_resumed_run_of_dsn_equals_an_uninterrupted_one(
     assert rows.shape == (1, 8)
 
 
-def test_what_a_student_cannot_be_distilled_from_is_said(
-    data: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_unusable_teachers_are_named(data: Path, weights: Path, tmp_path: Path) -> None:
     def gathered(file: Path | None, **options: Any) -> None:
         build_context(tiny_config(data, file, **options), lambda text: None)
 
@@ -324,7 +322,7 @@ def test_what_a_student_cannot_be_distilled_from_is_said(
         gathered(weights, dim=129)
 
 
-def test_sake_trains_with_kept_feature_maps(data: Path, weights: Path, tmp_path: Path) -> None:
+def test_sake_trains_on_stored_feature_maps(data: Path, weights: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     maps: dict[str, Any]
@@ -418,7 +416,7 @@ def full_bank() -> MemoryBank:
     return bank
 
 
-def test_the_farthest_entry_of_the_class_itself_is_replaced() -> None:
+def test_the_farthest_entry_of_the_class_is_replaced() -> None:
     bank = full_bank()
     other = bank.entries(1).clone()
     # The class's photos look north-north-east; east (1, 0) is the farther of the two entries.
@@ -439,7 +437,7 @@ def test_nothing_is_replaced_by_a_farther_sketch_or_without_photos_of_the_class(
         torch.testing.assert_close(bank.entries(0), before)
 
 
-def test_the_papers_loss_moves_photos_and_the_released_one_moves_nothing() -> None:
+def test_the_papers_loss_has_gradients_for_photos_and_the_released_one_none() -> None:
     bank = full_bank()
     photos = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
     labels = torch.tensor([0, 1])
@@ -455,7 +453,7 @@ def test_the_papers_loss_moves_photos_and_the_released_one_moves_nothing() -> No
     assert not released.requires_grad
 
 
-def test_kept_sketches_carry_no_gradient() -> None:
+def test_stored_sketches_have_no_gradient() -> None:
     bank = MemoryBank(1, 2, 2)
     sketches = torch.tensor([[1.0, 0.0]], requires_grad=True)
     label = torch.tensor([0])
@@ -463,7 +461,7 @@ def test_kept_sketches_carry_no_gradient() -> None:
     assert not bank.entries(0).requires_grad
 
 
-def test_photos_of_classes_without_entries_are_left_out() -> None:
+def test_photos_of_classes_without_entries_are_skipped() -> None:
     bank = MemoryBank(3, 2, 2)
     photos = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
     nothing = bank.loss(photos, torch.tensor([0, 1]))
@@ -475,7 +473,7 @@ def test_photos_of_classes_without_entries_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_a_class_that_the_bank_was_not_made_for_is_refused(label: int) -> None:
+def test_a_class_outside_the_bank_is_refused(label: int) -> None:
     bank = MemoryBank(3, 2, 2)
     good, bad, rows = torch.tensor([0]), torch.tensor([label]), torch.ones(1, 2)
     for call in (
@@ -488,7 +486,7 @@ def test_a_class_that_the_bank_was_not_made_for_is_refused(label: int) -> None:
     assert bank.counts == (0, 0, 0)
 
 
-def test_the_bank_is_saved_restored_and_forgotten() -> None:
+def test_the_bank_is_saved_restored_and_reset() -> None:
     bank = full_bank()
     state = bank.state()
     restored = MemoryBank(2, 2, 2)

@@ -103,7 +103,7 @@ def test_classification_and_knowledge_are_positive_cross_entropies() -> None:
     assert float(knowledge_loss(logits, one_hot)) == pytest.approx(expected)
 
 
-def test_knowledge_is_least_where_the_student_agrees_with_the_teacher() -> None:
+def test_the_knowledge_loss_is_smallest_if_student_and_teacher_agree() -> None:
     soft = torch.tensor([[0.7, 0.2, 0.1]])
     agreeing = float(knowledge_loss(soft.log(), soft))
     entropy = -sum(p * math.log(p) for p in (0.7, 0.2, 0.1))
@@ -135,7 +135,7 @@ def test_distillation_adds_the_scaled_semantic_row_to_the_teachers_scaled_logits
     assert float(found) == pytest.approx(sum(expected) / 4, abs=1e-5)
 
 
-def test_distillation_by_hand() -> None:
+def test_distillation_of_a_case_worked_by_hand() -> None:
     # The target's logits are (0, ln 3), so it is (1/4, 3/4); the student says (1/2, 1/2).
     found = distillation_loss(
         torch.zeros(1, 2),
@@ -164,7 +164,7 @@ def test_contrast_of_two_views_equals_a_plain_loop() -> None:
     assert float(found) == pytest.approx(sum(terms) / 10, rel=1e-4)
 
 
-def test_the_other_view_is_a_positive_even_of_a_class_that_is_there_once() -> None:
+def test_the_other_view_is_a_positive_even_in_a_class_of_one_image() -> None:
     rows = torch.eye(3)
     found = two_view_contrastive_loss(rows, rows, torch.tensor([0, 1, 2]), 1.0)
     # Its own other view has cosine 1, the four views of the two other images cosine 0.

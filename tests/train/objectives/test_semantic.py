@@ -37,7 +37,7 @@ def lineage(offset: int, *above: int, instance: bool = False) -> Lineage:
     return Lineage(offset, steps, frozenset([offset] if instance else steps))
 
 
-def test_kinds_count_one_and_others_by_their_steps() -> None:
+def test_hyponyms_have_similarity_one_and_others_by_path_length() -> None:
     # 1 is above 2 is above 3; 4 to 7 go down on the other side.
     root, one, two, three = 1, 2, 3, 4
     deep = lineage(three, two, one, root)
@@ -53,7 +53,7 @@ def test_kinds_count_one_and_others_by_their_steps() -> None:
     assert measure_nearness(lineage(6, 7, root, instance=True), tower) == pytest.approx(1 / 2)
 
 
-def test_of_several_synsets_a_later_one_writes_over_what_an_earlier_one_found() -> None:
+def test_later_synsets_of_a_class_overwrite_earlier_ones() -> None:
     first, second = lineage(8, 1), lineage(9, 1)
     imagenet = [first, second, lineage(5, 4, 3)]
     found = build_matrix([[first], [first, second], [second, first], []], imagenet)
@@ -83,7 +83,7 @@ def photos(**names: list[str]) -> ImageSet:
     )
 
 
-def test_synsets_are_read_off_the_photos_names_in_their_order() -> None:
+def test_synsets_are_read_from_the_photos_names_in_order() -> None:
     data = photos(
         fish=["n01440764_10.jpg", "n01443537_7.jpg", "n01440764_2.jpg", "ext_1.jpg"],
         pan=["ext_1.jpg", "xn01440764_1.jpg", "n0144076_1.jpg", "n01440764.jpg"],
@@ -122,7 +122,7 @@ def test_the_matrix_is_made_from_photos_names_and_class_names(excerpt: Path) -> 
     assert messages[-1].endswith("frying-pan, unknown")
 
 
-def test_the_matrix_is_kept_with_its_hash_and_made_again_when_damaged(excerpt: Path) -> None:
+def test_the_matrix_is_cached_with_its_hash_and_rebuilt_if_damaged(excerpt: Path) -> None:
     data = photos(carp=["1.jpg"], shark=["n01484850_1.jpg"])
     first, digest = build_semantic_matrix(data, lambda text: None)
     (path,) = (excerpt / "cache" / "sbtk" / "semantic-matrix").glob("*.npy")
@@ -144,7 +144,7 @@ def test_the_matrix_is_kept_with_its_hash_and_made_again_when_damaged(excerpt: P
     assert other != digest
 
 
-def test_a_wordnet_of_other_numbers_is_refused(excerpt: Path) -> None:
+def test_another_version_of_wordnet_is_refused(excerpt: Path) -> None:
     path = excerpt / "wordnet" / "data.noun"
     path.write_bytes(b"\n" + path.read_bytes())
     with pytest.raises(BadData, match=r"no synset n01440764(.|\n)*WordNet 3\.0"):
@@ -160,7 +160,7 @@ def installed() -> Iterator[WordNet]:
         pytest.skip(f"{problem.found}; {problem.next_step}")
 
 
-def test_nearness_is_nltks_closure_and_path_similarity(installed: WordNet) -> None:
+def test_similarity_equals_nltks_closure_and_path_similarity(installed: WordNet) -> None:
     rng = np.random.default_rng(0)
     classes = [installed.meant_by(name) for name in ("bear", "owl", "teapot", "car", "fish")]
     columns = [*rng.choice(1000, 60, replace=False).tolist(), 0, 294, 295, 849, 817]
@@ -184,7 +184,7 @@ def test_nearness_is_nltks_closure_and_path_similarity(installed: WordNet) -> No
     assert {0.0, 1.0} < found
 
 
-def test_imagenets_synsets_are_wordnets_own(installed: WordNet) -> None:
+def test_imagenets_synsets_exist_in_wordnet(installed: WordNet) -> None:
     for offset, lemma in ((TENCH, "tench"), (2012849, "crane"), (15075141, "toilet_tissue")):
         synset = installed._reader.synset_from_pos_and_offset("n", offset)
         assert lemma in synset.lemma_names()
@@ -251,7 +251,7 @@ def opened(tmp_path: Path) -> Iterator[WordNet]:
         yield found
 
 
-def test_a_lineage_has_the_fewest_steps_to_all_above(opened: WordNet) -> None:
+def test_hypernym_distances_are_the_shortest(opened: WordNet) -> None:
     owl = opened.lineage(OWL)
     assert owl is not None
     assert owl.steps == {OWL: 0, BIRD: 1, ANIMAL: 2, THING: 3}
@@ -261,14 +261,14 @@ def test_a_lineage_has_the_fewest_steps_to_all_above(opened: WordNet) -> None:
     assert wader.steps == {WADER: 0, BIRD: 1, THING: 1, ANIMAL: 2}
 
 
-def test_an_instance_is_near_to_a_kind_and_not_one(opened: WordNet) -> None:
+def test_an_instance_is_not_a_hyponym_of_its_class(opened: WordNet) -> None:
     eiffel = opened.lineage(EIFFEL)
     assert eiffel is not None
     assert eiffel.steps == {EIFFEL: 0, TOWER: 1, THING: 2}
     assert eiffel.kinds == {EIFFEL}
 
 
-def test_unknown_synsets_have_no_lineage(opened: WordNet) -> None:
+def test_unknown_synsets_have_no_hypernyms(opened: WordNet) -> None:
     assert opened.lineage(OWL + 7) is None
     assert opened.lineage(99_999_999) is None
 
@@ -296,11 +296,13 @@ def test_unknown_synsets_have_no_lineage(opened: WordNet) -> None:
         ("present", None),
     ],
 )
-def test_a_class_name_means_its_first_sense(opened: WordNet, name: str, synset: int | None) -> None:
+def test_a_class_name_stands_for_its_first_sense(
+    opened: WordNet, name: str, synset: int | None
+) -> None:
     assert opened.meant_by(name) == synset
 
 
-def test_every_place_is_looked_in_and_the_users_own_comes_first(
+def test_every_folder_is_searched_and_the_users_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def has(lemma: str) -> bool:
@@ -324,14 +326,16 @@ def test_every_place_is_looked_in_and_the_users_own_comes_first(
     assert list((tmp_path / "cache" / "sbtk").iterdir()) == []
 
 
-def test_files_that_others_may_write_to_are_read_too(tmp_path: Path) -> None:
+def test_files_writable_by_others_are_read_too(tmp_path: Path) -> None:
     for file in write_nouns(tmp_path / "debian", NOUNS).iterdir():
         file.chmod(0o666)
     with open_wordnet() as found:
         assert found.meant_by("owl") == OWL
 
 
-def test_without_wordnet_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_wordnet_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(MissingExtra, match=r"wordnet-base, or --semantic none"), open_wordnet():
         pass
     monkeypatch.setitem(sys.modules, "nltk", None)

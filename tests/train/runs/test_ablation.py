@@ -56,7 +56,7 @@ def study_of(data: Path, folder: Path, *rows: str) -> Study:
     return Study(base, "sbtk", common, {"sbtknet": 1, "dsn": 1, "sake": 1}, (0, 1), small)
 
 
-def test_rows_are_the_papers_and_the_methods_at_two_lengths() -> None:
+def test_rows_are_those_of_the_papers_and_the_methods_at_two_lengths() -> None:
     assert [row.name for row in ROWS[:6]] == [
         "triplet",
         "quadruplet",
@@ -72,7 +72,7 @@ def test_rows_are_the_papers_and_the_methods_at_two_lengths() -> None:
         select_rows(["everything"])
 
 
-def test_a_single_run_has_a_mean_and_no_spread(tmp_path: Path) -> None:
+def test_a_single_run_has_a_mean_but_no_spread(tmp_path: Path) -> None:
     study = study_of(tmp_path, tmp_path, "triplet", "all")
     scores = [
         Score(row, seed, 1, "validation", METRIC, value)

@@ -65,7 +65,7 @@ def mean_run(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     return Mean(folder, *averaged(runs, folder))
 
 
-def test_the_weights_are_the_mean_and_the_norms_are_measured(
+def test_weights_are_averaged_and_batch_norms_measured_again(
     runs: tuple[Path, Path], mean_run: Mean
 ) -> None:
     parts = [load_run(folder).student.state_dict() for folder in runs]
@@ -98,7 +98,9 @@ def test_the_record_names_the_parts_and_exports_as_a_run(
         assert told == {key: value for key, value in part.items() if key != "recipe"}
 
 
-def test_a_mean_of_means_says_so(runs: tuple[Path, Path], mean_run: Mean, tmp_path: Path) -> None:
+def test_an_average_of_averages_says_so(
+    runs: tuple[Path, Path], mean_run: Mean, tmp_path: Path
+) -> None:
     record, _ = averaged((mean_run.folder, runs[0]), tmp_path / "mean")
     assert [part.get("mean_of") for part in record["averaged"]] == [2, None]
     assert [part["epoch"] for part in record["averaged"]] == [None, 1]
@@ -144,7 +146,7 @@ def mean_by_norm(batch: torch.Tensor) -> torch.Tensor:
     return norm.running_mean
 
 
-def test_norms_are_the_plain_mean_over_batches_of_both_domains(tmp_path: Path) -> None:
+def test_batch_norms_are_the_plain_mean_over_batches_of_both_domains(tmp_path: Path) -> None:
     data = write_dataset(tmp_path, sketches=7, photos=16)
     student = Plain()
     student.norm.running_mean = torch.full((3,), 99.0)
@@ -159,9 +161,7 @@ def test_norms_are_the_plain_mean_over_batches_of_both_domains(tmp_path: Path) -
     assert not student.norm.training
 
 
-def test_runs_that_do_not_belong_together_are_refused(
-    data: Path, runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_incompatible_runs_are_refused(data: Path, runs: tuple[Path, Path], tmp_path: Path) -> None:
     wider = run(replace(config_of(data, refit=False), dim=16), tmp_path / "wider")
     with pytest.raises(BadConfig, match="differ in dim"):
         averaged((runs[0], wider), tmp_path / "mixed")
@@ -193,9 +193,7 @@ def test_runs_on_different_data_sets_are_refused(runs: tuple[Path, Path], tmp_pa
         averaged((runs[0], foreign), tmp_path / "mixed")
 
 
-def test_data_that_changed_since_are_refused(
-    data: Path, runs: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_changed_data_is_refused(data: Path, runs: tuple[Path, Path], tmp_path: Path) -> None:
     grown = write_dataset(tmp_path / "data", photos=5)
     folder = tmp_path / "run"
     shutil.copytree(runs[0], folder)
@@ -219,7 +217,7 @@ def test_the_command_prints_the_new_run_and_keeps_an_old_one(
     assert (target / STUDENT).read_bytes() == before
 
 
-def test_json_has_the_figures_and_the_parts(
+def test_json_has_the_metrics_and_the_runs(
     runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "mean"

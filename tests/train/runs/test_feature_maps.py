@@ -53,7 +53,7 @@ def test_stages_run_in_two_parts_equal_the_whole_trunk(student: SbtknetStudent) 
     assert early.shape == (2, 64, 4, 4)
 
 
-def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
+def test_feature_maps_equal_the_frozen_stages_and_are_computed_once(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
     images = read_dataset(data)
@@ -74,9 +74,7 @@ def test_maps_are_what_the_frozen_stages_make_and_are_made_once(
     assert len(messages) == 2, "maps of another trunk must not be taken for these"
 
 
-def test_maps_of_the_same_weights_in_another_layout_are_not_reused(
-    data: Path, tmp_path: Path
-) -> None:
+def test_feature_maps_of_another_layout_are_not_reused(data: Path, tmp_path: Path) -> None:
     photos, messages = read_dataset(data).photos[:1], list[str]()
     layouts = [SbtknetStudent(name, 8, 4) for name in ("resnet50-v1", "resnet50-v1.5")]
     layouts[1].load_state_dict(layouts[0].state_dict())
@@ -86,7 +84,7 @@ def test_maps_of_the_same_weights_in_another_layout_are_not_reused(
     assert not np.array_equal(first, second)
 
 
-def test_maps_of_another_number_format_are_not_reused(
+def test_feature_maps_of_another_precision_are_not_reused(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
     photos, messages = read_dataset(data).photos[:1], list[str]()
@@ -129,7 +127,7 @@ def test_copies_differ_and_views_of_an_image_are_different_copies(
     source.close()
 
 
-def test_embedding_by_maps_equals_embedding_by_pixels_at_production_size(
+def test_embeddings_from_feature_maps_equal_those_from_pixels(
     data: Path, student: SbtknetStudent, tmp_path: Path
 ) -> None:
     compute, photos = choose_compute("cpu", "fp32"), read_dataset(data).photos[:2]
@@ -141,9 +139,7 @@ def test_embedding_by_maps_equals_embedding_by_pixels_at_production_size(
 
 
 @pytest.mark.slow
-def test_a_run_on_kept_maps_trains_and_resumes_to_the_same_student(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_run_on_feature_maps_resumes_to_the_same_student(data: Path, tmp_path: Path) -> None:
     config = replace(
         tiny_config(data),
         freeze_until="layer4",
@@ -162,9 +158,7 @@ def test_a_run_on_kept_maps_trains_and_resumes_to_the_same_student(
 
 
 @pytest.mark.slow
-def test_the_last_epochs_and_validation_have_maps_of_production_size(
-    data: Path, tmp_path: Path
-) -> None:
+def test_the_last_epochs_and_validation_use_maps_of_full_size(data: Path, tmp_path: Path) -> None:
     """An epoch at 224 px that was fed maps of smaller images would be another recipe."""
     small = replace(
         tiny_config(data, final_epochs=1),

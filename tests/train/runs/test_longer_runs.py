@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_paths_are_kept_absolute_and_a_finished_run_says_so_from_anywhere(
+def test_paths_are_stored_as_absolute_and_a_finished_run_says_so_from_anywhere(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = read_config(place / "run")
@@ -66,7 +66,7 @@ def test_paths_are_kept_absolute_and_a_finished_run_says_so_from_anywhere(
     assert "--epochs 1, but the run has finished 2" in capsys.readouterr().err
 
 
-def test_equal_data_elsewhere_are_accepted_and_others_refused(
+def test_moved_data_is_accepted_and_other_data_refused(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = tmp_path / "moved"
@@ -125,7 +125,7 @@ def test_an_embedding_longer_than_the_logits_is_refused_with_the_refit_and_train
     assert load_file(tmp_path / "run" / STUDENT)["embedding.weight"].shape == (1024, 128)
 
 
-def test_further_images_and_their_class_map_are_the_same_in_another_place(
+def test_moved_further_images_and_class_maps_are_accepted(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = tmp_path / "old"

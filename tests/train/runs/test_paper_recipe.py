@@ -56,7 +56,7 @@ def runs(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folders
 
 
-def test_the_numbers_are_those_of_the_paper() -> None:
+def test_the_hyperparameters_are_those_of_the_paper() -> None:
     found = make_recipe("paper")
     assert isinstance(found, SbtknetRecipe)
     assert (found.optimizer, found.learning_rate, found.momentum) == ("sgd", 1e-4, 0.9)
@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "sbtk"])
-def test_its_layers_are_new_and_the_default_recipes_come_from_the_classifier(
+def test_paper_layers_start_at_random_and_default_ones_from_the_classifier(
     name: str, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -145,7 +145,7 @@ def test_runs_without_validation_classes_are_averaged(
     torch.testing.assert_close(found, (parts[0] + parts[1]) / 2)
 
 
-def test_the_state_of_a_run_keeps_its_names(data: Path, tmp_path: Path) -> None:
+def test_the_names_in_a_checkpoint_have_not_changed(data: Path, tmp_path: Path) -> None:
     """Runs of every version must resume: an average is saved with the student, under its keys."""
     words = ["train", str(data), *SMALL, "--weights", "none", "--validation-classes", "2"]
     words += ["--no-refit", "--final-epochs", "0", "--quadruplets", "2", "--epochs", "1"]

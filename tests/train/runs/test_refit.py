@@ -19,7 +19,7 @@ from tests.train.runs.test_run import run, tiny_config
 pytestmark = pytest.mark.slow
 
 
-def test_a_run_on_kept_feature_maps_is_refitted_on_the_images(data: Path, tmp_path: Path) -> None:
+def test_a_run_on_stored_feature_maps_is_refitted_on_the_images(data: Path, tmp_path: Path) -> None:
     config = replace(
         tiny_config(data, epochs=1, refit=True),
         freeze_until="layer4",
@@ -65,7 +65,7 @@ def test_a_refit_that_is_stopped_is_made_when_the_run_is_resumed(
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_without_validation_classes_a_run_says_that_it_compared_nothing(
+def test_without_validation_classes_a_run_says_that_the_refit_was_not_compared(
     data: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(data, epochs=1, refit=True, selection="last")

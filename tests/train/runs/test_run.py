@@ -57,7 +57,7 @@ def run(config: TrainConfig, folder: Path, **options: Any) -> list[object]:
     return events
 
 
-def test_run_writes_what_it_promises(data: Path, tmp_path: Path) -> None:
+def test_a_run_writes_the_documented_files(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     events = run(tiny_config(data), folder)
     epochs = [event for event in events if isinstance(event, EpochDone)]
@@ -88,7 +88,7 @@ def test_without_validation_classes_a_run_ends_with_its_curves(data: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_trained_run_is_loaded_with_its_best_student(data: Path, tmp_path: Path) -> None:
+def test_a_trained_run_is_loaded_with_its_best_student(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "2026-01-01-a"
     run(tiny_config(data, epochs=1), folder)
     loaded = load_run(folder)
@@ -109,7 +109,7 @@ class _Killed(Exception):
 
 @pytest.mark.parametrize(("name", "steps_before"), [("sbtk", 4), ("paper", 2)])
 @pytest.mark.slow
-def test_killed_and_resumed_equals_uninterrupted(
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, steps_before: int
 ) -> None:
     config = tiny_config(data, name)
@@ -137,7 +137,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert (whole / "metrics.csv").read_text() == (broken / "metrics.csv").read_text()
 
 
-def test_asked_to_stop_it_saves_and_stops_after_the_step(data: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_saves_after_the_step(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(KeyboardInterrupt):
@@ -161,7 +161,7 @@ def test_resuming_with_other_data_is_refused_with_both_hashes(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("updates", [5, 6])
-def test_nan_stops_the_run_and_keeps_the_last_good_save(
+def test_nan_stops_a_run_and_keeps_the_last_good_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     monkeypatch.setattr("sbtk_train.runs.loop._REPORT_SECONDS", 0.0)
@@ -186,7 +186,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_save(
 
 
 @pytest.mark.slow
-def test_runs_differ_by_seed_and_agree_for_one_seed(data: Path, tmp_path: Path) -> None:
+def test_runs_depend_only_on_the_seed(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, epochs=1)
     other = replace(config, seed=1)
     for folder, one in (("a", config), ("b", config), ("c", other)):
@@ -208,7 +208,7 @@ def test_runs_differ_by_seed_and_agree_for_one_seed(data: Path, tmp_path: Path) 
     ],
 )
 @pytest.mark.slow
-def test_every_ablation_trains(data: Path, tmp_path: Path, knobs: dict[str, Any]) -> None:
+def test_every_ablation_can_be_trained(data: Path, tmp_path: Path, knobs: dict[str, Any]) -> None:
     folder = tmp_path / "run"
     events = run(tiny_config(data, "paper", epochs=1, **knobs), folder)
     row = next(event.row for event in events if isinstance(event, EpochDone))
@@ -244,7 +244,7 @@ def test_the_refitted_embedding_is_kept_unless_it_is_worse(data: Path, tmp_path:
     assert json.loads((tmp_path / "run" / "run.json").read_text())["best"] == record["best"]
 
 
-def test_run_folders_are_new_ones(tmp_path: Path) -> None:
+def test_run_folders_have_new_names(tmp_path: Path) -> None:
     names = {new_run_folder(tmp_path, "x").name for _ in range(3)}
     assert len(names) == 3
     assert any(name.endswith("-x") for name in names)
@@ -310,7 +310,7 @@ def test_a_run_with_further_drawings_resumes_to_the_same_student(
 
 
 @pytest.mark.slow
-def test_without_validation_classes_the_refitted_embedding_is_kept_as_the_recipe_says(
+def test_without_validation_classes_the_recipe_decides_on_the_refit(
     data: Path, tmp_path: Path
 ) -> None:
     config = replace(
@@ -328,9 +328,7 @@ def test_without_validation_classes_the_refitted_embedding_is_kept_as_the_recipe
     "changes",
     [{"feature_folder": "maps", "freeze_until": "layer3"}, {"class_map": "quickdraw-caltech"}],
 )
-def test_further_images_that_cannot_be_used_are_refused(
-    data: Path, changes: dict[str, Any]
-) -> None:
+def test_unusable_further_images_are_refused(data: Path, changes: dict[str, Any]) -> None:
     more: dict[str, Any] = {} if "class_map" in changes else {"more_photos": ("photos",)}
     with pytest.raises(BadConfig, match="further"):
         replace(tiny_config(data), **changes, **more)

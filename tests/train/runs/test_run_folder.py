@@ -78,7 +78,7 @@ def test_every_writer_names_the_holder_of_a_run_folder(
     assert {path.name for path in (tmp_path / "empty").iterdir()} == {LOCK}
 
 
-def test_the_lock_of_a_dead_process_does_not_matter(data: Path, tmp_path: Path) -> None:
+def test_the_lock_of_a_dead_process_is_released(data: Path, tmp_path: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
         "from sbtk_runtime.files import WriterLock\n"
@@ -98,7 +98,7 @@ def test_the_lock_of_a_dead_process_does_not_matter(data: Path, tmp_path: Path) 
         pass
 
 
-def test_a_run_is_not_started_where_one_is(data: Path, tmp_path: Path) -> None:
+def test_a_run_is_not_started_in_the_folder_of_another(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, epochs=1)
     run(config, tmp_path / "run")
     before = (tmp_path / "run" / LAST).read_bytes()
@@ -159,9 +159,7 @@ def test_a_disk_that_fills_while_saving_is_named_with_the_bytes_and_a_command_th
     assert load_state(folder)[1].epoch == 3
 
 
-def test_an_average_that_fails_to_save_leaves_nothing_in_the_way(
-    tmp_path: Path, small_disk: Path
-) -> None:
+def test_an_average_that_fails_to_save_leaves_no_folder(tmp_path: Path, small_disk: Path) -> None:
     tensors = {"weight": torch.zeros(60 << 20)}
     with pytest.raises(DiskFull, match=f"no space left on the disk at {small_disk}") as caught:
         save_student(small_disk, tensors, "resnet18")
@@ -169,7 +167,7 @@ def test_an_average_that_fails_to_save_leaves_nothing_in_the_way(
     assert not list(small_disk.iterdir())
 
 
-def test_another_error_of_the_system_while_saving_is_named(tmp_path: Path) -> None:
+def test_other_system_errors_while_saving_are_named(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:

@@ -74,7 +74,7 @@ def test_every_precision_is_built_from_its_own_file(rtx: TensorRt) -> None:
     assert sizes["int8 for TensorRT"] < 0.75 * sizes["fp32"]
 
 
-def test_the_profile_is_dynamic_and_bounds_the_memory(rtx: TensorRt) -> None:
+def test_the_profile_is_dynamic_and_limits_memory(rtx: TensorRt) -> None:
     model = tiny_conv_model("fp16")
     small = _built(rtx, model, BuildSettings(1, 1, 2))
     large = _built(rtx, model, BuildSettings(1, 16, 64))
@@ -82,11 +82,11 @@ def test_the_profile_is_dynamic_and_bounds_the_memory(rtx: TensorRt) -> None:
     assert _activation_bytes(large) > 3 * _activation_bytes(small)
 
 
-def test_one_batch_only_is_a_profile_too(rtx: TensorRt) -> None:
+def test_a_profile_can_have_a_single_batch_size(rtx: TensorRt) -> None:
     assert _built(rtx, tiny_model(), BuildSettings(3, 3, 3)).plan
 
 
-def test_progress_tells_time_and_what_is_waited_for(rtx: TensorRt) -> None:
+def test_progress_shows_time_and_the_current_phase(rtx: TensorRt) -> None:
     told: list[BuildProgress] = []
     # The pretrained model takes long enough to be looked at.
     onnx_bytes = Bundle.open("sbtknet-sketchy").read_onnx("fp16", "tensorrt")
@@ -104,7 +104,7 @@ def test_progress_tells_time_and_what_is_waited_for(rtx: TensorRt) -> None:
     assert all(re.match(r"\d+ s.*, waiting for .+", p.sentence()) for p in told)
 
 
-def test_the_innermost_phase_is_what_is_waited_for() -> None:
+def test_progress_shows_the_innermost_phase() -> None:
     watch = BuildWatch()
     watch.enter("the ONNX parser")
     assert watch.progress().waiting_for == "the ONNX parser"
@@ -137,7 +137,7 @@ def test_a_cancelled_build_is_stopped_by_tensorrt_itself(rtx: TensorRt) -> None:
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_ends_the_build_and_comes_through(
+def test_an_interruption_ends_the_build_and_is_raised(
     rtx: TensorRt, interruption: type[BaseException]
 ) -> None:
     def interrupt(_: BuildProgress) -> None:
@@ -163,7 +163,7 @@ def test_damaged_files_never_reach_the_builder() -> None:
         build_plan(_untouchable("tensorrt_rtx", "1"), content, SETTINGS)
 
 
-def test_external_data_never_reach_the_builder(tmp_path: Path) -> None:
+def test_external_data_never_reaches_the_builder(tmp_path: Path) -> None:
     folder = tiny_bundle(tmp_path / "tiny")
     model = tiny_conv_model("fp16")
     onnx.save(model, folder / "model.fp16.onnx", save_as_external_data=True, size_threshold=0)
@@ -184,13 +184,13 @@ def test_external_data_never_reach_the_builder(tmp_path: Path) -> None:
         b"\x0a\x06\x12\x01\xff\x22\x01A",
     ],
 )
-def test_what_crashes_the_parser_never_reaches_it(graph: bytes) -> None:
+def test_files_that_crash_the_parser_never_reach_it(graph: bytes) -> None:
     onnx_bytes = b"\x3a" + bytes([len(graph)]) + graph
     with pytest.raises(BadModel, match=r"a node (with|whose)"):
         build_plan(_untouchable("tensorrt_rtx", "1"), onnx_bytes, SETTINGS)
 
 
-def test_weights_that_are_cut_short_are_refused_by_the_parser(rtx: TensorRt) -> None:
+def test_truncated_weights_are_refused_by_the_parser(rtx: TensorRt) -> None:
     model = tiny_model()
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
     weights.raw_data = weights.raw_data[:100]
@@ -211,7 +211,7 @@ def test_an_opset_that_is_too_new_is_refused(name: str, version: str, newest: in
     assert f"at most {newest}" in caught.value.expected
 
 
-def test_the_newest_opset_and_foreign_operator_sets_are_no_problem(rtx: TensorRt) -> None:
+def test_the_newest_opset_and_foreign_operator_sets_are_accepted(rtx: TensorRt) -> None:
     model = tiny_model()
     model.opset_import[0].version = 20
     model.opset_import.append(helper.make_opsetid("com.example", 99))
@@ -267,7 +267,7 @@ def _flat_output() -> onnx.ModelProto:
     ],
     ids=["two inputs", "fixed batch", "input", "float input", "output", "no output", "planes"],
 )
-def test_models_of_another_kind_are_refused_in_our_words(
+def test_models_of_another_kind_are_refused_with_our_message(
     rtx: TensorRt, model: onnx.ModelProto, found: str
 ) -> None:
     with pytest.raises(BadModel, match=found) as caught:
@@ -275,7 +275,7 @@ def test_models_of_another_kind_are_refused_in_our_words(
     assert "any batch" in caught.value.expected
 
 
-def test_int8_for_cpus_is_refused_with_the_parsers_own_words(rtx: TensorRt) -> None:
+def test_int8_for_cpus_is_refused_with_the_parsers_message(rtx: TensorRt) -> None:
     with pytest.raises(BadModel) as caught:
         _built(rtx, tiny_conv_model("int8 for CPUs"))
     message = str(caught.value)
@@ -303,7 +303,9 @@ def test_an_unknown_operator_is_named(rtx: TensorRt) -> None:
 
 
 @pytest.mark.parametrize("workspace_bytes", [0, 1000])
-def test_without_workspace_the_builder_says_why(rtx: TensorRt, workspace_bytes: int) -> None:
+def test_without_workspace_the_builders_reason_is_shown(
+    rtx: TensorRt, workspace_bytes: int
+) -> None:
     settings = BuildSettings(1, 2, 4, workspace_bytes=workspace_bytes)
     with pytest.raises(EngineUnavailable, match="could not build a plan") as caught:
         _built(rtx, tiny_model(), settings)
@@ -324,7 +326,7 @@ def test_without_workspace_the_builder_says_why(rtx: TensorRt, workspace_bytes: 
         {"optimisation_level": -1},
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(BadConfig):
         BuildSettings(**settings)
 
@@ -426,7 +428,7 @@ def test_the_plan_is_built_on_the_gpu_that_will_run_it(
     assert gpus == [1, 0]
 
 
-def test_what_a_build_measured_makes_the_next_one_faster(
+def test_a_timing_cache_is_reused_by_the_next_build(
     machine: FakeMachine, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = machine.world.module.IBuilderConfig
@@ -467,7 +469,7 @@ def test_a_timing_cache_of_another_gpu_is_not_used(
         ("Builder", "build_serialized_network", "build a plan"),
     ],
 )
-def test_every_none_is_an_error(
+def test_every_none_of_tensorrt_is_an_error(
     machine: FakeMachine,
     monkeypatch: pytest.MonkeyPatch,
     owner: str,
@@ -480,7 +482,7 @@ def test_every_none_is_an_error(
     assert "no reason given" in caught.value.found
 
 
-def test_a_profile_that_is_not_taken_is_an_error(
+def test_a_rejected_profile_is_an_error(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = machine.world.module.IBuilderConfig
@@ -489,13 +491,13 @@ def test_a_profile_that_is_not_taken_is_an_error(
         build_plan(find_tensorrt(), ONNX, TENSORRT_SETTINGS)
 
 
-def test_the_builders_own_lines_are_in_the_error(machine: FakeMachine) -> None:
+def test_the_builders_messages_are_in_the_error(machine: FakeMachine) -> None:
     machine.faults.build = "Error Code 2: OutOfMemory (Requested size was 51160320 bytes.)"
     with pytest.raises(EngineUnavailable, match="Requested size was 51160320 bytes"):
         build_plan(find_tensorrt(), ONNX, TENSORRT_SETTINGS)
 
 
-def test_the_parsers_own_lines_are_in_the_error(machine: FakeMachine) -> None:
+def test_the_parsers_messages_are_in_the_error(machine: FakeMachine) -> None:
     model = tiny_model()
     model.graph.node[0].op_type = "Swirl"
     with pytest.raises(BadModel, match="Swirl"):
@@ -513,7 +515,7 @@ def test_without_a_driver_no_builder_is_made(machine: FakeMachine) -> None:
         assert machine.world.made["Builder"] == 0
 
 
-def test_a_plan_serves_every_gpu_of_its_kind(machine: FakeMachine, bundle: Bundle) -> None:
+def test_a_plan_works_on_every_gpu_of_its_model(machine: FakeMachine, bundle: Bundle) -> None:
     trt, second = find_tensorrt(), find_device("cuda:1")
     ready = ready_plan(bundle, "fp32", trt, second, TENSORRT_SETTINGS)
     assert (ready.record.device, ready.record.compute_capability) == (second.name, "9.0")

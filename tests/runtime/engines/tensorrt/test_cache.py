@@ -71,7 +71,7 @@ def _plan(cache: PlanCache) -> Path:
     return path
 
 
-def test_what_was_stored_is_found(cache: PlanCache) -> None:
+def test_a_stored_plan_is_found(cache: PlanCache) -> None:
     path = cache.store(_record(), PLAN)
     search = cache.find(WANTED)
     assert search.found is not None
@@ -84,7 +84,9 @@ def test_what_was_stored_is_found(cache: PlanCache) -> None:
     assert {p.suffix for p in cache.folder.iterdir()} == {".plan", ".json"}
 
 
-def test_the_umask_does_not_open_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_umask_does_not_make_the_cache_accessible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new" / "cache"))
     before = os.umask(0)
     try:
@@ -99,7 +101,9 @@ def test_the_umask_does_not_open_the_cache(tmp_path: Path, monkeypatch: pytest.M
     assert _plan(cache).stat().st_mode & 0o777 == 0o600
 
 
-def test_an_open_folder_of_ours_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_for_others_to_our_folder_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "sbtk").mkdir(mode=0o755)
     cache_folder()
@@ -183,7 +187,7 @@ def _edit(cache: PlanCache, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_what_does_not_fit_is_never_returned(cache: PlanCache, name: str) -> None:
+def test_a_plan_that_does_not_match_is_never_returned(cache: PlanCache, name: str) -> None:
     cache.store(_record(), PLAN)
     assert cache.find(WANTED).found is not None
     says, attack = ATTACKS[name]
@@ -203,7 +207,7 @@ def test_what_does_not_fit_is_never_returned(cache: PlanCache, name: str) -> Non
 
 @needs_root
 @pytest.mark.parametrize("suffix", [".plan", ".json"])
-def test_files_of_others_are_never_read(cache: PlanCache, suffix: str) -> None:
+def test_files_of_other_users_are_never_read(cache: PlanCache, suffix: str) -> None:
     cache.store(_record(), PLAN)
     (path,) = cache.folder.glob(f"*{suffix}")
     os.chown(path, 12345, 12345)
@@ -240,13 +244,13 @@ def test_a_folder_that_others_may_write_is_refused(cache: PlanCache, mode: int) 
 
 
 @needs_root
-def test_a_folder_of_somebody_else_is_refused(cache: PlanCache) -> None:
+def test_a_folder_of_another_user_is_refused(cache: PlanCache) -> None:
     cache.store(_record(), PLAN)
     os.chown(cache.folder, 12345, 12345)
     _refused(cache, "belongs to user 12345")
 
 
-def test_a_folder_behind_a_link_is_refused(cache: PlanCache, tmp_path: Path) -> None:
+def test_a_linked_folder_is_refused(cache: PlanCache, tmp_path: Path) -> None:
     cache.store(_record(), PLAN)
     link = tmp_path / "link"
     link.symlink_to(cache.folder)
@@ -301,9 +305,7 @@ def test_a_cache_that_cannot_be_made_says_so(
         {"settings": BuildSettings(1, 8, 64)},
     ],
 )
-def test_a_plan_of_something_else_is_not_even_mentioned(
-    cache: PlanCache, change: dict[str, Any]
-) -> None:
+def test_plans_of_other_models_are_not_mentioned(cache: PlanCache, change: dict[str, Any]) -> None:
     cache.store(_record(), PLAN)
     search = cache.find(replace(WANTED, **change))
     assert (search.found, search.passed_over) == (None, ())
@@ -317,7 +319,7 @@ def test_a_plan_that_was_built_without_a_gpu_fits_any(cache: PlanCache) -> None:
     assert cache.find(replace(wanted, version="1.8")).found is None
 
 
-def test_without_a_gpu_a_plan_of_one_is_passed_over(cache: PlanCache) -> None:
+def test_without_a_gpu_a_plan_for_one_is_not_used(cache: PlanCache) -> None:
     cache.store(_record(), PLAN)
     search = cache.find(replace(WANTED, device=NO_DEVICE, compute_capability=""))
     assert search.found is None
@@ -345,13 +347,13 @@ def test_the_smallest_profile_that_takes_the_batch_is_preferred(
     assert "SHA-256" in other.passed_over[0]
 
 
-def test_wanted_settings_must_be_the_plans(cache: PlanCache) -> None:
+def test_requested_settings_must_match_the_plan(cache: PlanCache) -> None:
     cache.store(_record(), PLAN)
     assert cache.find(replace(WANTED, settings=BuildSettings())).found is not None
     assert cache.find(replace(WANTED, settings=BuildSettings(workspace_bytes=1))).found is None
 
 
-def test_a_new_plan_takes_the_place_of_the_old(cache: PlanCache) -> None:
+def test_a_new_plan_replaces_the_old_one(cache: PlanCache) -> None:
     first = cache.store(_record(), PLAN)
     newer = PLAN + b"newer"
     second = cache.store(_record(newer), newer)
@@ -363,7 +365,7 @@ def test_a_new_plan_takes_the_place_of_the_old(cache: PlanCache) -> None:
     assert len(cache.entries()) == 1
 
 
-def test_the_plan_of_a_newer_sbtk_is_left_alone(cache: PlanCache) -> None:
+def test_the_plan_of_a_newer_sbtk_is_kept(cache: PlanCache) -> None:
     newer = cache.store(_record(), PLAN)
     _edit(cache, format=2)
     cache.store(_record(precision="int8"), PLAN)
@@ -372,7 +374,7 @@ def test_the_plan_of_a_newer_sbtk_is_left_alone(cache: PlanCache) -> None:
     assert len(cache.entries()) == 2
 
 
-def test_entries_tell_what_is_there_and_whether_it_is_sound(cache: PlanCache) -> None:
+def test_entries_list_plans_and_whether_they_are_intact(cache: PlanCache) -> None:
     assert cache.entries() == []
     cache.store(_record(), PLAN)
     other = _record(model_id="other@ba9876543210", onnx_sha256="cd" * 32)
@@ -414,7 +416,7 @@ def test_everything_is_cleared_and_links_are_not_followed(cache: PlanCache, tmp_
     assert (tmp_path / "precious").read_bytes() == b"mine"
 
 
-def test_timing_caches_come_back_or_are_empty(cache: PlanCache) -> None:
+def test_timing_caches_are_read_back_or_empty(cache: PlanCache) -> None:
     key = ("tensorrt", "10.16.1.11", "9.0")
     assert cache.timing_cache(*key) == b""
     cache.store_timing_cache(*key, b"times")
@@ -468,9 +470,7 @@ for calls in range(100):
 
 
 @pytest.mark.parametrize("is_replacing", [False, True])
-def test_a_store_that_is_killed_leaves_the_old_plan_or_none(
-    cache: PlanCache, is_replacing: bool
-) -> None:
+def test_a_killed_store_leaves_the_old_plan_or_none(cache: PlanCache, is_replacing: bool) -> None:
     before = "none"
     if is_replacing:
         before = "old"
@@ -530,7 +530,7 @@ def test_odd_sidecars_are_refused(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(json.loads(_record().to_json())))
-def test_every_field_of_a_sidecar_is_needed(missing: str) -> None:
+def test_every_field_of_a_sidecar_is_required(missing: str) -> None:
     value = json.loads(_record().to_json())
     del value[missing]
     with pytest.raises(BadModel, match="its sidecar"):
@@ -540,15 +540,13 @@ def test_every_field_of_a_sidecar_is_needed(missing: str) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"\xff", b"[" * 60_000, b'{"format": ' + b"9" * 9999]
 )
-def test_sidecars_that_are_no_json_object_are_refused(content: bytes) -> None:
+def test_sidecars_that_are_not_json_objects_are_refused(content: bytes) -> None:
     with pytest.raises(BadModel, match="its sidecar"):
         PlanRecord.from_json(content)
 
 
 @pytest.mark.parametrize("name", ["../../evil", ".hidden", "", "a/b", "x" * 150, "naïve name"])
-def test_whatever_a_model_is_called_its_plan_stays_in_the_folder(
-    cache: PlanCache, name: str
-) -> None:
+def test_any_model_name_gives_a_plan_inside_the_folder(cache: PlanCache, name: str) -> None:
     path = cache.store(_record(model_id=f"{name}@0123456789ab"), PLAN)
     assert path.parent == cache.folder
     assert cache.find(WANTED).found is not None

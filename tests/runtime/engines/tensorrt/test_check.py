@@ -61,7 +61,7 @@ class Scripted:
         """Hold nothing."""
 
 
-def test_a_sound_plan_is_measured_and_stays(machine: FakeMachine, bundle: Bundle) -> None:
+def test_a_correct_plan_is_measured_and_kept(machine: FakeMachine, bundle: Bundle) -> None:
     trt, ready = built(bundle)
     check = require_sound(ready, bundle, trt, find_device())
     assert check.images == 8
@@ -71,7 +71,7 @@ def test_a_sound_plan_is_measured_and_stays(machine: FakeMachine, bundle: Bundle
     assert len(PlanCache(cache_folder()).entries()) == 1
 
 
-def test_a_plan_of_other_weights_is_removed(machine: FakeMachine, bundle: Bundle) -> None:
+def test_a_plan_with_other_weights_is_removed(machine: FakeMachine, bundle: Bundle) -> None:
     """What a kernel that computes wrongly would look like."""
     trt, ready = built(bundle)
     other = tiny_model(seed=1)
@@ -114,7 +114,7 @@ def test_other_plans_stay_when_one_is_removed(machine: FakeMachine, bundle: Bund
         ([float("nan")] * 16, "8 of 8 rows that .* returns are not embeddings"),
     ],
 )
-def test_rows_that_are_not_the_models_are_refused(
+def test_rows_that_differ_from_the_models_are_refused(
     bundle: Bundle, row: list[float], complaint: str
 ) -> None:
     with pytest.raises(EngineUnavailable, match=complaint):
@@ -130,7 +130,7 @@ def test_without_onnx_runtime_the_plan_is_run_and_not_compared(
     assert "ONNX Runtime" in check.compared_with
 
 
-def test_generated_images_embed_apart(bundle: Bundle) -> None:
+def test_generated_images_have_distinct_embeddings(bundle: Bundle) -> None:
     """A check on images that embed alike would pass whatever the order of the rows."""
     engine = engine_onnxruntime.open_cpu(
         EngineRequest(bundle, EngineOptions(precision="fp32", threads=1))

@@ -150,7 +150,7 @@ def test_a_plan_for_fewer_images_than_asked_for_works_in_more_chunks(
     engine.close()
 
 
-def test_a_plan_that_takes_no_single_images_gets_more(
+def test_a_plan_without_single_images_gets_a_padded_last_chunk(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     _build(bundle, "tensorrt", 3, 4, 8)
@@ -160,7 +160,7 @@ def test_a_plan_that_takes_no_single_images_gets_more(
     engine.close()
 
 
-def test_each_result_is_its_own(ten: FakeMachine, bundle: Bundle) -> None:
+def test_each_result_is_a_separate_array(ten: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(ten, bundle)
     first = engine.run(_images(3), "photo")
     kept = first.copy()
@@ -170,7 +170,7 @@ def test_each_result_is_its_own(ten: FakeMachine, bundle: Bundle) -> None:
     assert np.array_equal(first, kept) and first.flags.owndata
 
 
-def test_views_and_slices_run(ten: FakeMachine, bundle: Bundle) -> None:
+def test_views_and_slices_are_accepted(ten: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(ten, bundle)
     images = _images(6)
     assert np.array_equal(engine.run(images[::2], "photo"), engine.run(images, "photo")[::2])
@@ -196,7 +196,7 @@ def test_wrong_images_are_an_error(ten: FakeMachine, bundle: Bundle, images: Any
     engine.close()
 
 
-def test_info_tells_what_runs(machine: FakeMachine, bundle: Bundle) -> None:
+def test_info_describes_the_running_engine(machine: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(machine, bundle, threads=4, lanes=4)
     info, surface = engine.info, machine.world.surface
     assert (info.name, info.version) == (surface.module.replace("_", "-"), surface.version)
@@ -239,9 +239,7 @@ def test_a_graph_is_captured_once_for_each_bucket_and_slot(
     engine.close()
 
 
-def test_the_next_chunk_is_copied_while_this_one_is_computed(
-    machine: FakeMachine, bundle: Bundle
-) -> None:
+def test_the_next_chunk_is_copied_during_computation(machine: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(machine, bundle)
     engine.run(_images(16), "photo")
     before = len(machine.gpus.history)
@@ -262,7 +260,7 @@ def test_the_next_chunk_is_copied_while_this_one_is_computed(
     engine.close()
 
 
-def test_times_are_those_of_the_gpus_clock(ten: FakeMachine, bundle: Bundle) -> None:
+def test_times_are_measured_by_the_gpus_clock(ten: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(ten, bundle)
     for count in (1, 5, 20):
         before = len(ten.gpus.history)
@@ -279,7 +277,7 @@ def test_times_are_those_of_the_gpus_clock(ten: FakeMachine, bundle: Bundle) -> 
 
 
 @pytest.mark.parametrize("step", ["begin", "execute", "end", "instantiate"])
-def test_without_graphs_it_runs_all_the_same_and_says_so_once(
+def test_without_cuda_graphs_it_runs_and_says_so_once(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32], step: str
 ) -> None:
     if step == "execute":
@@ -306,7 +304,7 @@ def test_without_graphs_it_runs_all_the_same_and_says_so_once(
 # --- memory ------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
+def test_a_batch_that_does_not_fit_is_halved_with_a_notice(
     machine: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     # Two slots of 8 images fit, and not two of 16.
@@ -325,7 +323,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said(
 
 
 @pytest.mark.parametrize("allocations", range(9))
-def test_it_does_not_matter_which_allocation_fails(
+def test_the_batch_is_halved_whichever_allocation_fails(
     ten: FakeMachine, bundle: Bundle, allocations: int
 ) -> None:
     """Of nine: pinned and device memory of each slot in turns, and the contexts' memory."""
@@ -358,7 +356,7 @@ def test_tensorrts_own_lack_of_memory_halves_the_batch_too(
     engine.close()
 
 
-def test_an_old_lack_of_memory_is_not_taken_for_a_new_one(ten: FakeMachine, bundle: Bundle) -> None:
+def test_an_earlier_out_of_memory_message_is_not_reused(ten: FakeMachine, bundle: Bundle) -> None:
     ten.faults.execute, ten.faults.execute_from_batch = "OutOfMemory", 8
     engine = _opened(ten, bundle)
     assert engine.largest_batch == 4
@@ -370,7 +368,7 @@ def test_an_old_lack_of_memory_is_not_taken_for_a_new_one(ten: FakeMachine, bund
     engine.close()
 
 
-def test_memory_that_another_program_took_halves_the_batch_of_a_running_engine(
+def test_memory_taken_by_another_program_halves_the_batch_of_a_running_engine(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     notices: list[str] = []
@@ -414,7 +412,7 @@ def test_a_gpu_without_memory_for_the_weights_is_an_error(ten: FakeMachine, bund
         ("execute", "Cuda failure: launch failed", "could not run"),
     ],
 )
-def test_what_tensorrt_said_is_in_the_error(
+def test_messages_of_tensorrt_are_in_the_error(
     machine: FakeMachine, bundle: Bundle, fault: str, line: str, found: str
 ) -> None:
     setattr(machine.faults, fault, f"[some.cpp::function::12] Error Code 1: {line}")
@@ -426,7 +424,7 @@ def test_what_tensorrt_said_is_in_the_error(
     assert machine.world.surface.version in problem.found
 
 
-def test_a_run_that_fails_leaves_an_engine_that_runs(
+def test_the_engine_works_after_a_failed_run(
     ten: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     notices: list[str] = []
@@ -442,7 +440,7 @@ def test_a_run_that_fails_leaves_an_engine_that_runs(
     engine.close()
 
 
-def test_a_gpu_that_breaks_is_an_error_and_everything_is_still_freed(
+def test_a_failing_gpu_is_an_error_and_everything_is_freed(
     monkeypatch: pytest.MonkeyPatch, bundle: Bundle
 ) -> None:
     machine = fake_machine(monkeypatch, SURFACES[0])
@@ -529,7 +527,7 @@ def test_a_precision_that_the_bundle_lacks_is_named(ten: FakeMachine, bundle: Bu
         ("library", MissingExtra, "is not installed", "pip install"),
     ],
 )
-def test_a_lack_is_named_before_tensorrt_is_touched(
+def test_missing_requirements_are_named_before_tensorrt_is_used(
     monkeypatch: pytest.MonkeyPatch,
     bundle: Bundle,
     surface: Surface,
@@ -558,7 +556,7 @@ def test_a_lack_is_named_before_tensorrt_is_touched(
     assert not machine.world.made
 
 
-def test_the_gpu_that_was_asked_for_is_used(
+def test_the_requested_gpu_is_used(
     machine: FakeMachine, bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     free = [machine.gpus.free_bytes(device) for device in (0, 1)]
@@ -575,7 +573,7 @@ def test_the_gpu_that_was_asked_for_is_used(
     assert machine.gpus.free_bytes(1) == free[1]
 
 
-def test_a_gpu_that_is_not_there_is_named(machine: FakeMachine, bundle: Bundle) -> None:
+def test_a_missing_gpu_is_named(machine: FakeMachine, bundle: Bundle) -> None:
     problem = _refusal(machine, bundle, device="cuda:2")
     assert "no cuda:2: this machine has 2 GPUs" in problem.found
     assert isinstance(_refusal(machine, bundle, device="cuda:x"), BadConfig)
@@ -596,7 +594,7 @@ def test_two_engines_on_two_gpus_run_side_by_side(
 # --- threads and the end -----------------------------------------------------------------------
 
 
-def test_two_threads_at_once_get_their_own_rows(machine: FakeMachine, bundle: Bundle) -> None:
+def test_concurrent_threads_get_their_own_rows(machine: FakeMachine, bundle: Bundle) -> None:
     engine = _opened(machine, bundle)
     batches = [_images(count, seed) for seed, count in enumerate((20, 9, 3, 17) * 3)]
     wanted = [engine.run(batch, "photo") for batch in batches]
@@ -612,7 +610,7 @@ def test_two_threads_at_once_get_their_own_rows(machine: FakeMachine, bundle: Bu
     engine.close()
 
 
-def test_closing_twice_frees_once_and_then_says_that_it_is_closed(
+def test_closing_twice_frees_once_and_later_runs_say_that_it_is_closed(
     machine: FakeMachine, bundle: Bundle
 ) -> None:
     engine = _opened(machine, bundle)
@@ -652,7 +650,7 @@ def test_closing_waits_for_a_run_in_another_thread(ten: FakeMachine, bundle: Bun
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-def test_an_engine_that_nobody_closed_is_freed_with_it(
+def test_an_engine_that_was_not_closed_is_freed_when_collected(
     machine: FakeMachine, bundle: Bundle
 ) -> None:
     engine = _opened(machine, bundle, device="cuda:1")
@@ -669,7 +667,7 @@ def test_an_engine_that_nobody_closed_is_freed_with_it(
 # --- probes and imports ------------------------------------------------------------------------
 
 
-def test_a_probe_runs_a_graph_and_leaves_nothing(machine: FakeMachine) -> None:
+def test_a_probe_runs_a_graph_and_frees_everything(machine: FakeMachine) -> None:
     surface = machine.world.surface
     assert probe_tensorrt(surface.module) == surface.version
     assert machine.world.runs == {1: 1}
@@ -677,7 +675,7 @@ def test_a_probe_runs_a_graph_and_leaves_nothing(machine: FakeMachine) -> None:
 
 
 @pytest.mark.parametrize("fault", ["build", "deserialise", "context", "execute"])
-def test_a_probe_that_fails_says_what_tensorrt_said(machine: FakeMachine, fault: str) -> None:
+def test_a_failing_probe_quotes_tensorrt(machine: FakeMachine, fault: str) -> None:
     setattr(machine.faults, fault, "this GPU is not supported")
     with pytest.raises(EngineUnavailable, match=r"could not .*:\n    this GPU is not supported"):
         probe_tensorrt(machine.world.surface.module)

@@ -41,7 +41,7 @@ def _write(folder: Path, name: str, version: str) -> None:
     importlib.invalidate_caches()
 
 
-def test_the_real_one_is_found_by_either_name() -> None:
+def test_the_real_library_is_found_by_either_name() -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt-rtx' is not installed")
     found = find_tensorrt("tensorrt_rtx")
     assert found == find_tensorrt("tensorrt-rtx")
@@ -60,7 +60,7 @@ def test_tensorrt_comes_before_tensorrt_rtx(installed: Path) -> None:
     assert find_tensorrt("tensorrt_rtx").name == "tensorrt_rtx"
 
 
-def test_what_is_missing_is_named_with_its_extra(installed: Path) -> None:
+def test_a_missing_library_is_named_with_its_extra(installed: Path) -> None:
     with pytest.raises(MissingExtra, match="TensorRT is not installed") as caught:
         find_tensorrt("tensorrt")
     assert caught.value.next_step == 'pip install "sbtk[tensorrt]"'
@@ -84,7 +84,9 @@ def test_what_is_missing_is_named_with_its_extra(installed: Path) -> None:
         (_OLD.format(version="10.2.0"), r"10\.2\.0 is too old\s+expected: 10\.14"),
     ],
 )
-def test_what_does_not_load_is_no_missing_extra(installed: Path, source: str, why: str) -> None:
+def test_a_library_that_does_not_load_is_not_a_missing_extra(
+    installed: Path, source: str, why: str
+) -> None:
     (installed / "tensorrt.py").write_text(source)
     with pytest.raises(EngineUnavailable, match=why):
         find_tensorrt("tensorrt")
@@ -100,7 +102,7 @@ def test_an_unknown_name_is_refused() -> None:
         find_tensorrt("tensorrt-lean")
 
 
-def test_errors_come_without_noise_and_once() -> None:
+def test_errors_are_kept_once_and_without_noise() -> None:
     log = LogLines()
     log.add("WARNING", "WARNING The logger passed into createInferBuilder differs from one ...")
     log.add("INFO", "Opset version: 20")
@@ -142,7 +144,7 @@ def test_any_thread_may_log() -> None:
     assert len(log.lines()) == 2000
 
 
-def test_the_real_library_logs_into_it(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_real_library_uses_the_logger(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the extra 'tensorrt-rtx' is not installed")
     trt = find_tensorrt("tensorrt_rtx")
     first, second = recording_logger(trt), recording_logger(trt)

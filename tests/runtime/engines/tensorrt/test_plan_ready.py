@@ -95,7 +95,7 @@ def test_every_precision_has_its_own_plan(rtx: TensorRt, bundle: Bundle, home: P
     assert len(PlanCache(cache_folder()).entries()) == 3
 
 
-def test_other_settings_are_another_plan(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
+def test_other_settings_give_another_plan(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
     ready_plan(bundle, "fp16", rtx, None, SMALL)
     assert ready_plan(bundle, "fp16", rtx, None, BuildSettings(1, 8, 16)).is_new
     for batch, largest in ((1, 4), (5, 16), (500, 16)):
@@ -128,9 +128,7 @@ def test_without_a_plan_the_next_step_is_to_build_one(
     assert caught.value.next_step == f"{command} --device cuda:1"
 
 
-def test_a_damaged_plan_is_built_again_and_said_so(
-    rtx: TensorRt, bundle: Bundle, home: Path
-) -> None:
+def test_a_damaged_plan_is_rebuilt_with_a_notice(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
     first = ready_plan(bundle, "fp16", rtx, None, SMALL)
     assert first.kept_in is not None
     content = bytearray(first.plan)
@@ -146,7 +144,7 @@ def test_a_damaged_plan_is_built_again_and_said_so(
 
 
 @pytest.mark.parametrize("obstacle", ["file", "link", "open"])
-def test_a_cache_that_cannot_be_used_is_no_obstacle(
+def test_an_unusable_cache_does_not_prevent_a_build(
     rtx: TensorRt,
     bundle: Bundle,
     tmp_path: Path,
@@ -174,7 +172,7 @@ def test_a_cache_that_cannot_be_used_is_no_obstacle(
         ready_plan(bundle, "fp16", rtx, None, may_build=False)
 
 
-def test_a_plan_that_cannot_be_written_is_used_all_the_same(
+def test_a_plan_that_cannot_be_stored_is_still_used(
     rtx: TensorRt, bundle: Bundle, home: Path
 ) -> None:
     notices: list[str] = []
@@ -203,7 +201,9 @@ def test_a_bundle_without_the_file_for_tensorrt_says_how_to_make_it(
     assert "--int8-trt" in caught.value.next_step
 
 
-def test_a_damaged_onnx_file_is_not_built_from(rtx: TensorRt, home: Path, tmp_path: Path) -> None:
+def test_no_plan_is_built_from_a_damaged_onnx_file(
+    rtx: TensorRt, home: Path, tmp_path: Path
+) -> None:
     bundle = Bundle.open(tiny_bundle(tmp_path / "tiny"))
     path = bundle.onnx_path("fp32")
     content = bytearray(path.read_bytes())
@@ -214,9 +214,7 @@ def test_a_damaged_onnx_file_is_not_built_from(rtx: TensorRt, home: Path, tmp_pa
     assert PlanCache(cache_folder()).entries() == []
 
 
-def test_tensorrt_without_a_driver_is_refused_before_anything_of_it_is_used(
-    bundle: Bundle, home: Path
-) -> None:
+def test_tensorrt_without_a_driver_is_refused_before_it_is_used(bundle: Bundle, home: Path) -> None:
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     if Path("/proc/driver/nvidia/version").exists():
         pytest.skip("this machine has a driver")
@@ -277,9 +275,7 @@ def test_two_processes_build_one_plan(rtx: TensorRt, bundle: Bundle, home: Path)
     assert [entry.reason for entry in PlanCache(cache_folder()).entries()] == [""]
 
 
-def test_a_build_that_is_killed_leaves_nothing_that_is_found(
-    rtx: TensorRt, bundle: Bundle, home: Path
-) -> None:
+def test_a_killed_build_leaves_no_usable_plan(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
     process = _started(bundle, is_killed=True)
     _, err = process.communicate("go\n", timeout=120)
     assert process.returncode == -signal.SIGKILL, err
@@ -290,7 +286,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_found(
     assert ready_plan(bundle, "fp16", rtx, None, SMALL).is_new
 
 
-def test_whoever_comes_second_waits_and_says_so(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
+def test_a_second_builder_waits_and_says_so(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
     told: list[BuildProgress] = []
     is_waiting = threading.Event()
 

@@ -59,7 +59,7 @@ def test_the_graph_is_valid_onnx(kind: ProductKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_library_computes_what_numpy_computes(kind: ProductKind) -> None:
+def test_every_library_agrees_with_numpy(kind: ProductKind) -> None:
     products = list(iterate_products(kind, SIZES, threads=1))
     assert [(p.library, p.size) for p in products] == [
         (library, size) for library in ("onnxruntime", "openvino") for size in SIZES
@@ -89,7 +89,7 @@ def test_no_processor_saturates_the_int8_product(size: int) -> None:
     assert not np.array_equal(saturating_product(brightest, wide), exact)
 
 
-def test_openvino_computes_the_same_without_vnni() -> None:
+def test_openvino_gives_the_same_without_vnni() -> None:
     """Use its kernels for AVX2; the variable has an effect only on x86-64."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     assert compared_by([sys.executable], environment) <= 1
@@ -97,17 +97,17 @@ def test_openvino_computes_the_same_without_vnni() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-x86_64 (qemu-user)")
-def test_every_library_computes_the_same_on_a_haswell() -> None:
+def test_every_library_gives_the_same_on_a_haswell() -> None:
     assert compared_by(["qemu-x86_64", "-cpu", "Haswell", sys.executable], os.environ) <= 1
 
 
-def test_a_library_that_is_not_there_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     found = list(iterate_products("fp32", (32, 64), threads=1))
     assert [product.library for product in found] == ["onnxruntime", "onnxruntime"]
 
 
-def test_the_fastest_product_is_that_of_most_multiplications_a_second() -> None:
+def test_the_fastest_product_has_the_most_multiplications_per_second() -> None:
     alive: list[str] = []
 
     def candidates() -> Iterator[Product]:
@@ -185,7 +185,7 @@ def test_the_tiny_model_multiplies_once_in_its_gemm() -> None:
     assert count_macs(tiny_model(dim=16).SerializeToString()) == 16 * 8 * 8 * 3
 
 
-def test_an_exported_student_costs_what_torch_runs(tmp_path: Path) -> None:
+def test_macs_of_an_exported_student_equal_those_of_torch(tmp_path: Path) -> None:
     student = tiny_student()
     write_onnx(student, tmp_path / "model.onnx")
     counted = count_macs((tmp_path / "model.onnx").read_bytes())
@@ -193,7 +193,7 @@ def test_an_exported_student_costs_what_torch_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_channel_weights_and_a_second_input_are_counted_too(tmp_path: Path, half: bool) -> None:
+def test_channel_weights_and_a_domain_input_are_counted_too(tmp_path: Path, half: bool) -> None:
     student = tiny_dsn_student()
     write_onnx(make_half_trunk_student(student) if half else student, tmp_path / "model.onnx")
     content = (tmp_path / "model.onnx").read_bytes()
@@ -212,7 +212,7 @@ def test_the_shipped_model_is_a_resnet50(precision: str) -> None:
     assert 0.85 * whole < counted <= whole
 
 
-def test_another_size_of_image_costs_another_sum() -> None:
+def test_macs_depend_on_the_size_of_the_image() -> None:
     weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
     node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1])
     content = _model([node], [weights]).SerializeToString()
@@ -227,15 +227,13 @@ def test_another_size_of_image_costs_another_sum() -> None:
         (helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER"), "with auto_pad"),
     ],
 )
-def test_a_layer_whose_size_cannot_be_told_is_no_guess(
-    node: onnx.NodeProto, complaint: str
-) -> None:
+def test_a_layer_of_unknown_size_is_an_error(node: onnx.NodeProto, complaint: str) -> None:
     weights = helper.make_tensor("w", TensorProto.FLOAT, [4, 3, 3, 3], [0.0] * 108)
     with pytest.raises(BadModel, match=complaint):
         count_macs(_model([node], [weights]).SerializeToString())
 
 
-def test_what_is_no_onnx_file_is_refused() -> None:
+def test_files_that_are_not_onnx_are_refused() -> None:
     whole = tiny_model().SerializeToString()
     with pytest.raises(BadModel, match="not an ONNX model"):
         count_macs(whole[: len(whole) // 2])

@@ -29,7 +29,7 @@ def counted(name: str, order: list[str], seconds: float = 0.001) -> Task:
     return run
 
 
-def test_contenders_take_turns_after_a_first_run_and_a_block_that_warms_up() -> None:
+def test_contenders_alternate_after_a_first_run_and_a_warm_up() -> None:
     order: list[str] = []
     timings = run_interleaved({name: counted(name, order) for name in ("a", "b")}, QUICK)
     changes = [name for name, _ in itertools.groupby(order)]
@@ -42,7 +42,7 @@ def test_contenders_take_turns_after_a_first_run_and_a_block_that_warms_up() -> 
     assert timings.failed == {}
 
 
-def test_it_goes_on_until_each_contender_was_measured_long_enough() -> None:
+def test_measuring_continues_until_each_contender_has_run_long_enough() -> None:
     order: list[str] = []
     config = BenchConfig(block_s=0.001, measured_s=0.02, rounds=1)
     timings = run_interleaved({name: counted(name, order) for name in ("a", "b")}, config)
@@ -50,7 +50,7 @@ def test_it_goes_on_until_each_contender_was_measured_long_enough() -> None:
         assert sum(ms for block in blocks for ms in block) > 10
 
 
-def test_a_long_run_warms_up_for_itself() -> None:
+def test_a_long_run_needs_no_warm_up() -> None:
     order: list[str] = []
     run_interleaved(
         {"slow": counted("slow", order, 0.26)}, BenchConfig(block_s=0.001, rounds=1, measured_s=0)
@@ -67,7 +67,7 @@ def test_a_long_run_warms_up_for_itself() -> None:
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_who_fails_is_out_and_the_others_go_on(
+def test_a_failing_contender_is_dropped_and_the_others_continue(
     failing_run: int, problem: Exception, reason: str
 ) -> None:
     runs = itertools.count()
@@ -83,7 +83,7 @@ def test_who_fails_is_out_and_the_others_go_on(
     assert len(timings.blocks["good"]) == 3
 
 
-def test_nobody_left_is_no_endless_loop() -> None:
+def test_measuring_ends_if_all_contenders_fail() -> None:
     def failing() -> None:
         raise RuntimeError("no")
 
@@ -91,13 +91,13 @@ def test_nobody_left_is_no_endless_loop() -> None:
     assert run_interleaved({}, QUICK).blocks == {}
 
 
-def test_a_mistake_in_the_program_is_not_taken_for_a_slow_engine() -> None:
+def test_programming_errors_are_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         run_interleaved({"bad": lambda: 1 / 0}, QUICK)
     assert gc.isenabled()
 
 
-def test_the_ratio_is_taken_within_each_round() -> None:
+def test_ratios_are_computed_within_each_round() -> None:
     # The machine is twice as slow in the second round, and one run of the third is disturbed.
     ours = [[1.0, 1.0], [2.0], [1.0, 1.0, 90.0]]
     theirs = [[4.0], [8.0, 8.0], [4.0]]

@@ -90,7 +90,7 @@ def test_every_stage_precision_and_batch_is_measured(bundle: Bundle, images: Ben
     assert json.loads(json.dumps(report.to_json()))["model_id"] == bundle.manifest.model_id
 
 
-def test_the_floor_is_that_of_the_models_own_multiplications(
+def test_the_floor_is_computed_from_the_models_multiplications(
     bundle: Bundle, images: BenchImages
 ) -> None:
     report = measure_latency(
@@ -111,7 +111,7 @@ def test_the_floor_is_that_of_the_models_own_multiplications(
     assert all((point.times_floor or 0) > 10 for point in report.throughput)
 
 
-def test_a_quicker_product_from_elsewhere_sets_the_floor(
+def test_a_faster_product_from_another_library_sets_the_floor(
     bundle: Bundle, images: BenchImages
 ) -> None:
     def products(kind: ProductKind, sizes: Sequence[int], threads: int) -> Iterator[Product]:
@@ -130,7 +130,7 @@ def test_a_quicker_product_from_elsewhere_sets_the_floor(
     assert [(floor.kind, floor.library) for floor in report.floors] == [("int8", "magic on 1")]
 
 
-def test_all_are_the_engines_that_work_and_the_others_are_noted(
+def test_all_measures_working_engines_and_lists_the_others(
     bundle: Bundle, images: BenchImages
 ) -> None:
     works = {report.name: report.works for report in probe_engines()}
@@ -145,7 +145,7 @@ def test_all_are_the_engines_that_work_and_the_others_are_noted(
         assert works[name] != any(note.startswith(f"{name} skipped") for note in report.notes)
 
 
-def test_auto_measures_the_first_that_works_alone(bundle: Bundle, images: BenchImages) -> None:
+def test_auto_measures_only_the_first_working_engine(bundle: Bundle, images: BenchImages) -> None:
     report = measure_latency(bundle, images, len, "nothing", batches=(1,), config=EFFORT)
     first = next(found.name for found in probe_engines() if found.works)
     assert {point.engine for point in report.throughput} == {first}
@@ -153,7 +153,9 @@ def test_auto_measures_the_first_that_works_alone(bundle: Bundle, images: BenchI
     assert [point.times_eager for point in report.throughput] == [None, None]
 
 
-def test_map_stands_beside_each_speed(bundle: Bundle, images: BenchImages, tmp_path: Path) -> None:
+def test_map_is_reported_with_each_speed(
+    bundle: Bundle, images: BenchImages, tmp_path: Path
+) -> None:
     data = read_dataset(write_dataset(tmp_path / "data"))
     labelled = LabelledSet(
         LabelledImages(data.sketch_files, data.sketch_labels.tolist(), data.classes),
@@ -181,12 +183,12 @@ def test_map_stands_beside_each_speed(bundle: Bundle, images: BenchImages, tmp_p
         assert point.map_difference == (pytest.approx(0, abs=0.01) if is_engine else None)
 
 
-def test_a_precision_that_is_not_there_is_named(bundle: Bundle, images: BenchImages) -> None:
+def test_a_missing_precision_is_named(bundle: Bundle, images: BenchImages) -> None:
     with pytest.raises(BadModel, match="fp16"):
         measure_latency(bundle, images, len, "nothing", options=EngineOptions(precision="fp16"))
 
 
-def test_who_cannot_run_a_batch_is_noted_and_measured_at_the_others() -> None:
+def test_an_engine_that_cannot_run_a_batch_is_measured_at_the_others() -> None:
     def run(pixels: Pixels) -> object:
         if len(pixels) > 2:
             raise EngineUnavailable("it is too much")
@@ -200,7 +202,7 @@ def test_who_cannot_run_a_batch_is_noted_and_measured_at_the_others() -> None:
     assert speeds.notes == ["limited int8 at batch 4 not measured: it is too much"]
 
 
-def test_batches_have_the_asked_size_and_images_come_in_a_circle() -> None:
+def test_batches_have_the_requested_size_and_images_repeat() -> None:
     seen: list[Pixels] = []
     peer = Contender("peer", "fp32", "cpu", seen.append)
     pixels = noise(2)
@@ -226,7 +228,7 @@ def test_only_contenders_on_one_device_are_compared() -> None:
     assert points["engine"].times_floor is not None
 
 
-def test_an_engine_that_tells_gives_the_times_of_its_parts(bundle: Bundle) -> None:
+def test_engines_that_measure_their_stages_report_them(bundle: Bundle) -> None:
     engine = GpuLike(EngineInfo("gpu", "fp16", "cuda:0", 16, 1, 1, "1.0"))
     assert isinstance(engine, TimedEngine)
     point = speed_of(make_contender(engine))

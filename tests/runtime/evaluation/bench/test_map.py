@@ -49,7 +49,7 @@ def photos_of(images: ImageSet) -> LabelledImages:
     return LabelledImages(images.photos, images.photo_labels.tolist(), images.classes)
 
 
-def test_figures_equal_scikit_learn_on_the_same_embeddings(
+def test_metrics_equal_scikit_learn_on_the_same_embeddings(
     embedder: Embedder, images: ImageSet
 ) -> None:
     from sklearn.metrics import average_precision_score
@@ -72,7 +72,7 @@ def test_figures_equal_scikit_learn_on_the_same_embeddings(
     assert report.protocol.startswith("6 classes: 24 sketches against 24 photos; cosine")
 
 
-def test_every_figure_has_a_definition(embedder: Embedder, images: ImageSet) -> None:
+def test_every_metric_has_a_definition(embedder: Embedder, images: ImageSet) -> None:
     report = measure_map(embedder, sketches_of(images), photos_of(images), of="6 classes")
     found = json.loads(json.dumps(report.to_json()))
     assert set(found["definitions"]) == set(found["figures"])
@@ -80,7 +80,7 @@ def test_every_figure_has_a_definition(embedder: Embedder, images: ImageSet) -> 
     assert found["images_per_s"] > 0
 
 
-def test_every_figure_carries_its_rules(embedder: Embedder, images: ImageSet) -> None:
+def test_every_metric_has_its_rules(embedder: Embedder, images: ImageSet) -> None:
     report = measure_map(
         embedder,
         sketches_of(images),
@@ -121,7 +121,7 @@ def test_every_figure_carries_its_rules(embedder: Embedder, images: ImageSet) ->
     assert "8-bit codes by ITQ fitted on the 24 photos of the gallery" in report.protocol
 
 
-def test_codes_are_of_the_embeddings_that_are_measured_without_them(
+def test_codes_are_made_from_the_embeddings_that_are_measured_without_codes(
     embedder: Embedder, images: ImageSet
 ) -> None:
     def rows(paths: Sequence[Path], kind: Kind) -> Embeddings:
@@ -154,7 +154,7 @@ def test_codes_are_of_the_embeddings_that_are_measured_without_them(
         assert report.embedded == (96 if fitted_on == "training" else 48)
 
 
-def test_photos_ask_other_photos_and_no_sketch_is_embedded(
+def test_photo_queries_search_other_photos_and_embed_no_sketch(
     embedder: Embedder, tmp_path: Path
 ) -> None:
     images = read_dataset(write_dataset(tmp_path / "many", sketches=1, photos=13))
@@ -182,7 +182,7 @@ def test_photos_ask_other_photos_and_no_sketch_is_embedded(
         (CodeRule(8, "training"), BadData, "no images of seen classes"),
     ],
 )
-def test_codes_that_cannot_be_had_are_told_before_anything_is_embedded(
+def test_impossible_codes_are_refused_before_anything_is_embedded(
     embedder: Embedder, images: ImageSet, codes: CodeRule, error: type[SbtkError], found: str
 ) -> None:
     done: list[int] = []
@@ -198,7 +198,7 @@ def test_codes_that_cannot_be_had_are_told_before_anything_is_embedded(
     assert done == []
 
 
-def test_unreadable_images_are_named_and_left_out_and_labels_stay_right(
+def test_unreadable_images_are_skipped_and_named_without_shifting_labels(
     embedder: Embedder, images: ImageSet
 ) -> None:
     whole = measure_map(embedder, sketches_of(images), photos_of(images), of="x")
@@ -227,7 +227,7 @@ def test_sketches_without_a_photo_of_their_class_are_counted(
     assert "arch" not in report.class_map
 
 
-def test_nothing_readable_is_an_error(embedder: Embedder, tmp_path: Path) -> None:
+def test_having_no_readable_image_is_an_error(embedder: Embedder, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     images = LabelledImages([bad], [0], ["bad"])

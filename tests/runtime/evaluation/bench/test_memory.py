@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tiny_bundle(tmp_path / "a folder with spaces")
 
 
-def test_a_process_of_its_own_tells_its_peak_by_batch(folder: Path) -> None:
+def test_a_separate_process_reports_its_peak_by_batch(folder: Path) -> None:
     held = bytearray(b"x" * 400_000_000)  # in this process, not in the other
     memory = measure_memory(folder, OPTIONS, BATCHES)
     assert list(memory.peak_bytes) == [1, 64]
@@ -47,7 +47,7 @@ def test_an_engine_that_cannot_be_opened_says_why(folder: Path) -> None:
     assert "has no fp16 model" in memory.failed
 
 
-def test_a_process_without_an_answer_is_an_error(
+def test_a_process_without_a_result_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_memory, "_START", "import os; os.kill(os.getpid(), 9)")
@@ -68,12 +68,12 @@ def test_the_process_gets_the_folder_that_holds_the_package(
     ).is_file()
 
 
-def test_a_cpu_has_no_device_memory_nor_has_a_gpu_that_is_not_there() -> None:
+def test_a_cpu_and_a_missing_gpu_have_no_device_memory() -> None:
     assert device_bytes_in_use("cpu") is None
     assert device_bytes_in_use("cuda:99999") is None
 
 
-def test_device_memory_is_what_came_into_use_since(
+def test_device_memory_is_the_increase_since_the_start(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([900, 700, 600])

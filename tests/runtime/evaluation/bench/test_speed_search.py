@@ -23,7 +23,7 @@ def test_exact_scores_equal_a_full_sort_in_every_chunking(
     assert all_of_them.shape == (11, 300)
 
 
-def test_ways_are_judged_by_score_and_short_answers_cost_recall() -> None:
+def test_recall_compares_scores_and_missing_hits_lower_it() -> None:
     vectors, queries = clustered_vectors(200, 16), clustered_vectors(10, 16, of=200)
     truth = search.search_exactly(vectors, queries, 4)
 
@@ -60,7 +60,7 @@ def test_faiss_as_a_peer_finds_nearly_all() -> None:
     assert points[1].recall > 0.95
 
 
-def test_recall_at_more_than_there_are_vectors_is_refused() -> None:
+def test_recall_at_more_hits_than_vectors_is_refused() -> None:
     assert search.check_k(10, 10) == 10
     with pytest.raises(BadConfig, match="recall at 11 over 10 vectors"):
         search.check_k(11, 10)

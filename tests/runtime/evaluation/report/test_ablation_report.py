@@ -22,7 +22,7 @@ IN_ORDER = {
 }
 
 
-def test_the_papers_rows_have_the_names_of_sbtks_own() -> None:
+def test_the_papers_rows_have_sbtks_names() -> None:
     assert [row.name for row in load_published().ablation] == [row.name for row in TABLE_5]
 
 
@@ -54,12 +54,12 @@ def test_the_table_has_the_papers_rows_and_ours_below(tmp_path: Path) -> None:
     assert "mAP@all spread" in format_table(table, "csv").splitlines()[0]
 
 
-def test_tu_berlins_half_of_the_table() -> None:
+def test_tu_berlin_has_its_half_of_the_table() -> None:
     table = ablation_table([], split="TUB-SH")
     assert lines(table)[4] == ["48.0", "50.5", "60.8", "58.6"]
 
 
-def test_the_papers_order_is_found_or_not_with_numbers(tmp_path: Path) -> None:
+def test_the_papers_order_is_confirmed_or_not_with_numbers(tmp_path: Path) -> None:
     found = ablation_table(read_ablation(write_ablation(tmp_path / "a.csv", IN_ORDER)))
     assert "the rows have the paper's order by mAP@all" in " ".join(found.notes)
     turned = IN_ORDER | {"triplet": [0.47, 0.49]}
@@ -75,14 +75,14 @@ def test_the_papers_order_is_found_or_not_with_numbers(tmp_path: Path) -> None:
     assert "triplet 48.0 over quad. 45.0 (one seed: no spread)" in " ".join(found.notes)
 
 
-def test_one_seed_is_no_spread(tmp_path: Path) -> None:
+def test_one_seed_gives_no_spread(tmp_path: Path) -> None:
     found = ablation_table(read_ablation(write_ablation(tmp_path / "a.csv", {"all": [0.5]})))
     assert lines(found)[6][0] == "50.0"
     assert any("one seed" in warning for warning in found.warnings)
     assert any("no two rows" in note for note in found.notes)
 
 
-def test_single_measurements_stand_below(tmp_path: Path) -> None:
+def test_single_results_are_listed_below(tmp_path: Path) -> None:
     runs = read_measured(write_results(tmp_path / "r.json", report(Protocol(split="SK-YE"))))
     table = ablation_table([], runs)
     assert lines(table)[6] == ["51.0", "42.0", "40.0", "33.33"]
@@ -104,21 +104,21 @@ def test_single_measurements_stand_below(tmp_path: Path) -> None:
         ("row,seed,figure,value\nall,0,P@10,0.5\nall,0,P@10,0.6\n", "two values of P@10"),
     ],
 )
-def test_files_that_hold_no_ablation(tmp_path: Path, text: str, complaint: str) -> None:
+def test_files_without_an_ablation_are_refused(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "a.csv"
     file.write_text(text)
     with pytest.raises(BadData, match=complaint):
         read_ablation(file)
 
 
-def test_words_stay_on_one_line(tmp_path: Path) -> None:
+def test_texts_are_printed_on_one_line(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text('row,seed,figure,value\n"a\nb",0,mAP@all,0.5\n')
     (result,) = read_ablation(file)
     assert result.row == r"a\nb"
 
 
-def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_binary_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="cannot be read"):
         read_ablation(tmp_path / "none.csv")
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe,")

@@ -59,7 +59,7 @@ def test_table_2_is_the_papers(run: MeasuredMap) -> None:
     assert set(table.footnotes) == {"a", "b", "c"}
 
 
-def test_a_run_stands_in_the_columns_of_its_split(run: MeasuredMap) -> None:
+def test_a_result_is_shown_in_the_columns_of_its_split(run: MeasuredMap) -> None:
     table = compare("table2", [run])
     assert line(table, "student@0123 int8") == ["-", "-", "42.0", "33.33", "-", "-"]
     assert table.rows[-1].is_measured
@@ -67,7 +67,7 @@ def test_a_run_stands_in_the_columns_of_its_split(run: MeasuredMap) -> None:
     assert "student@0123 int8 63.0" in table.footnotes["a"]
 
 
-def test_runs_of_one_model_on_two_splits_share_a_line(tmp_path: Path, run: MeasuredMap) -> None:
+def test_results_of_one_model_on_two_splits_share_a_row(tmp_path: Path, run: MeasuredMap) -> None:
     other = made(tmp_path, Protocol(split="SK-SH"))
     assert line(compare("table2", [run, other]), "student@0123 int8")[:4] == [
         "51.0",
@@ -79,18 +79,18 @@ def test_runs_of_one_model_on_two_splits_share_a_line(tmp_path: Path, run: Measu
     assert len(lines) == 2
 
 
-def test_a_run_of_sem_pcycs_list_is_marked_as_another_test_set(tmp_path: Path) -> None:
+def test_a_result_on_sem_pcycs_list_is_marked_as_another_test_set(tmp_path: Path) -> None:
     table = compare("table2", [made(tmp_path, Protocol(split="SK-SH-sempcyc"))])
     assert line(table, "student@0123 int8")[:2] == ["51.0b", "40.0b"]
 
 
-def test_binary_codes_are_told_by_their_bits(tmp_path: Path) -> None:
+def test_binary_codes_are_recognised_by_their_bits(tmp_path: Path) -> None:
     rules = Protocol(split="SK-YE", distance="hamming", codes=CodeRule(64))
     assert compare("table2", [made(tmp_path, rules)]).rows[-1].stubs[1] == "64 bits"
 
 
 @pytest.mark.parametrize("setting", ["generalised-20", "generalised-all"])
-def test_generalised_runs_belong_into_table_3(tmp_path: Path, setting: Any) -> None:
+def test_generalised_results_go_to_table_3(tmp_path: Path, setting: Any) -> None:
     run = made(tmp_path, Protocol(split="TUB-SH", setting=setting))
     table = compare("table3", [run])
     assert line(table, "student@0123 int8") == ["-", "-", "51.0", "40.0"]
@@ -101,7 +101,7 @@ def test_generalised_runs_belong_into_table_3(tmp_path: Path, setting: Any) -> N
         compare("table2", [run])
 
 
-def test_table_4_is_of_quickdraw(tmp_path: Path) -> None:
+def test_table_4_is_for_quickdraw(tmp_path: Path) -> None:
     table = compare("table4", [made(tmp_path, Protocol(split="QD-DE"))])
     assert line(table, "Doodle2Search") == ["7.52", "6.75"]
     assert line(table, "student@0123 int8") == ["51.0", "33.33"]
@@ -116,7 +116,7 @@ def test_later_work_is_shown_on_request() -> None:
     assert later["TLT"] == "S"
 
 
-def test_a_run_that_fits_no_column_is_left_out_aloud(run: MeasuredMap) -> None:
+def test_a_result_that_fits_no_column_is_left_out_with_a_warning(run: MeasuredMap) -> None:
     photo = replace(run, is_sketch_query=False)
     table = compare("table2", [run, photo])
     assert sum(row.is_measured for row in table.rows) == 1
@@ -146,7 +146,7 @@ def test_other_classes_than_all_unseen_ones_are_a_warning(run: MeasuredMap) -> N
     assert "measured on only 2 of 21 unseen classes of SK-YE" in warnings_of(some)
 
 
-def test_the_rules_on_both_sides_are_told(run: MeasuredMap) -> None:
+def test_the_rules_of_both_sides_are_printed(run: MeasuredMap) -> None:
     found = warnings_of(run)
     assert "mAP@200 by plain AP, mean over queries, strict divisor" in found
     assert "lenient: Doodle2Search, SketchGCN; strict: SAKE, SBTKNet" in found
@@ -155,7 +155,7 @@ def test_the_rules_on_both_sides_are_told(run: MeasuredMap) -> None:
     assert "not a ranking" in found
 
 
-def test_a_lenient_figure_alone_is_marked(run: MeasuredMap) -> None:
+def test_a_metric_by_lenient_rules_is_marked(run: MeasuredMap) -> None:
     lenient = replace(run, metrics={"mAP@200 (lenient)": 0.63})
     assert line(compare("table2", [lenient]), "student@0123 int8")[2:4] == ["63.0a", "-"]
 
@@ -169,7 +169,7 @@ def test_markdown_has_a_cell_for_every_column(run: MeasuredMap) -> None:
     assert "46.1<sup>a</sup>" in "".join(rows)
 
 
-def test_csv_gives_figures_to_programs(run: MeasuredMap) -> None:
+def test_csv_has_plain_numbers(run: MeasuredMap) -> None:
     rows = list(csv.DictReader(io.StringIO(format_table(compare("table2", [run]), "csv"))))
     assert rows[-1]["Sketchy Ext. (SK-YE) mAP@200"] == "42.0"
     assert rows[-1]["measured"] == "yes"
@@ -196,7 +196,7 @@ def test_names_of_models_do_not_break_markdown(run: MeasuredMap) -> None:
     assert r"**a\|b\*c\_d**" in format_table(compare("table2", [odd]), "markdown")
 
 
-def test_every_format_carries_what_it_can_of_every_table(run: MeasuredMap) -> None:
+def test_every_format_shows_every_table(run: MeasuredMap) -> None:
     for form in FORMATS:
         for name in ("table2", "table3", "table4"):
             assert "SBTKNet" in format_table(compare(name, []), form)

@@ -46,7 +46,7 @@ def test_embeddings_that_span_no_plane_are_refused() -> None:
         project_pca(np.repeat(unit_rows(2, 8), 4, axis=0))
 
 
-def test_coordinates_come_back_with_file_kind_and_class(tmp_path: Path) -> None:
+def test_coordinates_are_written_with_file_kind_and_class(tmp_path: Path) -> None:
     points = [
         MapPoint(Path("a,b.png"), "sketch", "teddy bear"),
         MapPoint(Path("c\n.jpg"), "photo", "cow"),
@@ -75,7 +75,7 @@ def test_without_umap_the_error_names_its_package() -> None:
 
 
 @pytest.mark.skipif(not has_umap(), reason="umap-learn is not installed")
-def test_umap_keeps_clusters_apart_and_its_seed() -> None:
+def test_umap_separates_clusters_and_is_reproducible() -> None:
     centres = unit_rows(2, 16)
     noise = 0.05 * np.random.default_rng(0).standard_normal((60, 16)).astype(np.float32)
     rows = np.repeat(centres, 30, axis=0) + noise

@@ -21,7 +21,7 @@ from tests.tiny_results import report, write_results
 MEANS: tuple[Mean, ...] = get_args(Mean)
 
 
-def test_a_result_comes_back_with_its_rules(tmp_path: Path) -> None:
+def test_a_result_is_read_with_its_rules(tmp_path: Path) -> None:
     rules = Protocol(setting="generalised-20", keeps_duplicates=True, split="SK-SH")
     of = "25 unseen classes of SK-SH"
     (run,) = read_measured(write_results(tmp_path / "r.json", report(rules, of=of, dim=512)))
@@ -36,7 +36,7 @@ def test_a_result_comes_back_with_its_rules(tmp_path: Path) -> None:
     assert run.metrics["mAP@all"] == 0.5
 
 
-def test_binary_codes_and_validation_classes_are_seen(tmp_path: Path) -> None:
+def test_binary_codes_and_validation_classes_are_recognised(tmp_path: Path) -> None:
     rules = Protocol(distance="hamming", codes=CodeRule(64), classes="validation", split="SK-YE")
     of = "10 validation classes (seen, held out)"
     (run,) = read_measured(write_results(tmp_path / "r.json", report(rules, of=of)))
@@ -46,7 +46,7 @@ def test_binary_codes_and_validation_classes_are_seen(tmp_path: Path) -> None:
     assert run.of == of
 
 
-def test_a_result_without_rules_is_read_by_its_words(tmp_path: Path) -> None:
+def test_the_rules_of_an_old_result_are_read_from_its_text(tmp_path: Path) -> None:
     old = report(None, of="2 of 21 unseen classes of SK-YE")
     (run,) = read_measured(write_results(tmp_path / "r.json", old))
     assert run.split == "SK-YE"
@@ -62,7 +62,7 @@ def test_every_precision_of_one_file_is_a_result_of_its_own(tmp_path: Path) -> N
     assert names == ["student@0123 int8", "student@0123 fp32"]
 
 
-def test_words_stay_on_one_line_and_command_no_terminal(tmp_path: Path) -> None:
+def test_texts_are_on_one_line_without_escapes(tmp_path: Path) -> None:
     odd = report(Protocol(split="SK-YE\n"), of="2\x1b[31m") | {
         "model_id": "a\nb\ud800",
         "class_map": {"c\rd": 0.5},
@@ -84,7 +84,7 @@ def test_words_stay_on_one_line_and_command_no_terminal(tmp_path: Path) -> None:
         ('{"map": [{"protocol": "x"}]}', "model_id is None"),
     ],
 )
-def test_files_that_hold_no_results(tmp_path: Path, content: str, complaint: str) -> None:
+def test_files_without_results_are_refused(tmp_path: Path, content: str, complaint: str) -> None:
     file = tmp_path / "r.json"
     file.write_text(content)
     with pytest.raises(BadData, match=complaint):
@@ -105,14 +105,14 @@ def test_files_that_hold_no_results(tmp_path: Path, content: str, complaint: str
         ({"rules": 7}, "rules is 7"),
     ],
 )
-def test_results_that_cannot_be_right(
+def test_impossible_results_are_refused(
     tmp_path: Path, change: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(BadData, match=complaint):
         read_measured(write_results(tmp_path / "r.json", report(Protocol()) | change))
 
 
-def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_binary_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="cannot be read"):
         read_measured(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
@@ -120,7 +120,7 @@ def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
         read_measured(tmp_path / "bytes.json")
 
 
-def test_the_name_of_every_measure_says_all_of_it() -> None:
+def test_every_metrics_name_identifies_it() -> None:
     measures = [
         *(Measure("AP", None, None, voc, mean) for voc in (False, True) for mean in MEANS),
         *(
@@ -140,11 +140,11 @@ def test_the_name_of_every_measure_says_all_of_it() -> None:
     ["recall@10", "mAP", "mAP@all (64 bits)", "P@x", "mAP@200 (VOC,)", f"P@{'1' * 5000}"],
     ids=lambda name: name[:20],
 )
-def test_other_names_are_those_of_no_measure(name: str) -> None:
+def test_other_names_are_not_metrics(name: str) -> None:
     assert parse_measure(name) is None
 
 
-def test_the_best_figure_is_by_the_rules_nearest_to_the_paper() -> None:
+def test_the_metric_by_rules_nearest_to_the_paper_is_chosen() -> None:
     names = ["mAP@all", "mAP@all (VOC)", "mAP@all (class mean)", "mAP@200 (lenient)"]
     assert find_metric(names, "mAP@all") == ("mAP@all (VOC)", Measure("AP", is_voc=True))
     assert find_metric(names, "mAP@200") == ("mAP@200 (lenient)", Measure("AP", 200, "lenient"))

@@ -21,26 +21,26 @@ def test_every_row_names_its_rules_and_its_source() -> None:
         assert row.metrics, row
 
 
-def test_figures_are_percents_under_names_that_sbtk_knows() -> None:
+def test_metrics_are_percentages_with_known_names() -> None:
     for row in KNOWN.rows:
         for name, percent in row.metrics.items():
             assert parse_measure(name) is not None, name
             assert 0 < percent < 100, row
 
 
-def test_no_row_is_there_twice() -> None:
+def test_no_row_is_repeated() -> None:
     keys = Counter((row.method, row.dim, row.binary, row.setting, row.split) for row in KNOWN.rows)
     assert keys.most_common(1)[0][1] == 1
 
 
-def test_splits_are_known_ones() -> None:
+def test_splits_are_known() -> None:
     assert {row.split for row in KNOWN.rows} == {"SK-SH", "SK-YE", "TUB-SH", "QD-DE"}
     assert {gallery.class_list for gallery in KNOWN.galleries} <= set(split_names())
     named = {row.class_list for row in KNOWN.rows} - {"", "random 30 classes of its own"}
     assert named <= set(split_names())
 
 
-def test_the_papers_own_rows_are_those_that_it_prints() -> None:
+def test_the_papers_rows_are_those_that_it_prints() -> None:
     assert metrics("SBTKNet") == {
         ("zero-shot", "SK-SH"): [55.25, 69.77],
         ("zero-shot", "SK-YE"): [50.2, 72.24, 59.6],
@@ -51,7 +51,7 @@ def test_the_papers_own_rows_are_those_that_it_prints() -> None:
     }
 
 
-def test_the_papers_ablation_ends_with_the_figures_of_its_other_tables() -> None:
+def test_the_papers_ablation_ends_with_the_metrics_of_its_other_tables() -> None:
     rows = {row.name: row.metrics for row in KNOWN.ablation}
     assert len(rows) == 6
     whole = rows["all"]
@@ -63,7 +63,7 @@ def test_the_papers_ablation_ends_with_the_figures_of_its_other_tables() -> None
             assert list(values) == ["mAP@all", "mAP@200", "P@100", "P@200"]
 
 
-def test_sakes_two_lengths_are_told_apart() -> None:
+def test_sakes_two_lengths_are_distinguished() -> None:
     sake = [row for row in KNOWN.rows if row.method == "SAKE" and row.split == "SK-YE"]
     assert {(row.dim, row.binary, row.metrics["mAP@200"]) for row in sake} == {
         (64, True, 35.6),
@@ -71,7 +71,7 @@ def test_sakes_two_lengths_are_told_apart() -> None:
     }
 
 
-def test_methods_of_other_class_lists_say_so() -> None:
+def test_methods_on_other_class_lists_say_so() -> None:
     assert {one.class_list for one in rows_of("SEM-PCYC")} == {"SK-SH-sempcyc", "TUB-SH-sempcyc"}
     assert all(one.class_list == one.split for one in rows_of("SAKE"))
 

@@ -55,12 +55,12 @@ def test_the_nearest_photos_come_first_and_equal_ones_in_order() -> None:
     assert panel.queries[0].caption == "a"
 
 
-def test_more_hits_than_photos_are_all_photos() -> None:
+def test_more_hits_than_photos_gives_all_photos() -> None:
     gallery = images_at(0, 10, classes="ab")
     assert len(make_panel("", images_at(5, classes="a"), gallery, 9).queries[0].photos) == 2
 
 
-def test_the_worst_queries_are_those_of_lowest_average_precision() -> None:
+def test_the_worst_queries_have_the_lowest_average_precision() -> None:
     gallery = images_at(0, 20, 40, 60, classes="aabb")
     queries = images_at(0, 50, 60, 0, 5, classes="abbbc")
     found = compute_average_precisions(queries, gallery)
@@ -80,9 +80,7 @@ def test_random_queries_are_drawn_once_each_and_by_their_seed() -> None:
         draw_queries(50, 51, seed=0)
 
 
-def test_named_queries_are_found_by_whatever_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_queries_can_be_named_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_dataset(tmp_path / "data", ("cow",), sketches=3, photos=1)
     files = sorted((root / "sketch" / "cow").iterdir())
     sketches = LabelledImages(files, [0, 0, 0], ("cow",))
@@ -132,7 +130,7 @@ def test_right_hits_are_framed_green_and_wrong_ones_red(tmp_path: Path) -> None:
     assert sheet.getpixel((LEFT + panel_px + 30 + first - LEFT, TOP + ROW_PX)) == (255, 255, 255)
 
 
-def test_a_photo_that_is_gone_leaves_an_empty_frame(tmp_path: Path) -> None:
+def test_a_deleted_photo_leaves_an_empty_frame(tmp_path: Path) -> None:
     gone = RankedPhoto(tmp_path / "gone.jpg", "cow", True)
     sheet = draw_ranked_sheet([Panel("", (RankedQuery(tmp_path / "gone.png", "cow", (gone,)),))])
     assert sheet.getpixel((LEFT + CELL_PX + QUERY_GAP + 10, TOP + 10)) == (238, 238, 238)

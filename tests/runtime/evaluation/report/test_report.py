@@ -87,7 +87,7 @@ def test_every_hit_has_a_card_in_order(sheet: Sheet) -> None:
         assert shown in text
 
 
-def test_a_hit_tells_how_many_identical_photos_it_stands_for(sheet: Sheet) -> None:
+def test_a_hit_shows_its_number_of_identical_photos(sheet: Sheet) -> None:
     first, second, *_ = hits_of(sheet.photos)
     copies = tuple(Copy(10 + i, f"/photos/{i}.jpg") for i in range(1_200))
     page = Page(contact_sheet(sheet.sketch, [replace(first, copies=copies), second], name="x"))
@@ -104,7 +104,7 @@ def test_images_are_inside_the_page_and_small(sheet: Sheet) -> None:
         assert max(image.size) <= 720
 
 
-def test_nothing_runs_and_nothing_is_fetched(sheet: Sheet) -> None:
+def test_the_page_runs_no_scripts_and_fetches_nothing(sheet: Sheet) -> None:
     page = sheet.page()
     assert not page.all("script") + page.all("link")
     assert page.policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -123,7 +123,7 @@ def test_nothing_runs_and_nothing_is_fetched(sheet: Sheet) -> None:
         "caf\u00e9 \u202e gnp.png".encode(),
     ],
 )
-def test_hostile_names_stay_text(sheet: Sheet, tmp_path: Path, name: bytes) -> None:
+def test_hostile_names_are_escaped(sheet: Sheet, tmp_path: Path, name: bytes) -> None:
     path = tmp_path / os.fsdecode(name.replace(b"/", b"\xe2\x88\x95"))
     path.write_bytes(sheet.photos[1].read_bytes())
     page = sheet.page([path])
@@ -136,7 +136,7 @@ def test_hostile_names_stay_text(sheet: Sheet, tmp_path: Path, name: bytes) -> N
     assert "\u202e" not in text
 
 
-def test_a_photo_that_is_gone_keeps_its_card(sheet: Sheet) -> None:
+def test_a_deleted_photo_keeps_its_card(sheet: Sheet) -> None:
     sheet.photos[0].unlink()
     sheet.photos[1].write_bytes(b"no image any more")
     page = sheet.page()
@@ -145,7 +145,7 @@ def test_a_photo_that_is_gone_keeps_its_card(sheet: Sheet) -> None:
     assert "No such file" in " ".join(page.words)
 
 
-def test_beyond_a_size_images_are_their_files(sheet: Sheet) -> None:
+def test_large_pages_link_to_image_files(sheet: Sheet) -> None:
     whole = sheet.page()
     sizes = [len(source) for source in whole.sources]
     page = sheet.page(inline_bytes=sum(sizes[:2]))
@@ -156,7 +156,7 @@ def test_beyond_a_size_images_are_their_files(sheet: Sheet) -> None:
     assert sheet.page(inline_bytes=sum(sizes)).sources == whole.sources
 
 
-def test_images_stay_files_after_a_large_one(sheet: Sheet) -> None:
+def test_images_stay_linked_after_a_large_one(sheet: Sheet) -> None:
     first = len(sheet.page().sources[0])
     small = sheet.photos[0].with_name("small.png")
     Image.new("RGB", (8, 8)).save(small)
@@ -165,7 +165,7 @@ def test_images_stay_files_after_a_large_one(sheet: Sheet) -> None:
     assert [source.partition(":")[0] for source in page.sources] == ["data", "file", "file"]
 
 
-def test_a_photo_that_is_gone_is_not_linked(sheet: Sheet) -> None:
+def test_a_deleted_photo_is_not_linked(sheet: Sheet) -> None:
     sheet.photos[3].unlink()
     # In a closed folder, the system does not say whether the file exists.
     unknown = sheet.photos[3].with_name(300 * "x")
@@ -174,7 +174,7 @@ def test_a_photo_that_is_gone_is_not_linked(sheet: Sheet) -> None:
     assert page.words.count("file not found") == 2
 
 
-def test_the_sheet_looks_like_the_page_that_is_served(sheet: Sheet) -> None:
+def test_the_sheet_uses_the_styles_of_the_served_page(sheet: Sheet) -> None:
     look = resources.files("sbtk_runtime").joinpath("web/static/theme.css").read_text()
     rules = re.sub(r"/\*.*?\*/", "", look, flags=re.DOTALL)
     assert not re.findall(r"url\(|@import|<", rules)
@@ -196,7 +196,7 @@ def test_a_sketch_on_dark_ground_is_shown_as_the_model_saw_it(sheet: Sheet) -> N
     assert "inverted" in " ".join(page.words)
 
 
-def test_cards_have_the_shapes_of_their_photos(sheet: Sheet, tmp_path: Path) -> None:
+def test_cards_have_the_aspect_ratios_of_their_photos(sheet: Sheet, tmp_path: Path) -> None:
     paths = []
     for width, height in ((300, 200), (200, 300), (1000, 100), (50, 500)):
         paths.append(tmp_path / f"{width}x{height}.png")
@@ -207,13 +207,13 @@ def test_cards_have_the_shapes_of_their_photos(sheet: Sheet, tmp_path: Path) -> 
     assert shapes == pytest.approx([1.5, 2 / 3, 3.0, 0.6, 1.0], abs=0.01)
 
 
-def test_the_page_of_a_photo_is_one_too(sheet: Sheet) -> None:
+def test_a_photo_query_gives_a_sheet_too(sheet: Sheet) -> None:
     data = sheet.photos[0].read_bytes()
     page = Page(contact_sheet(data, hits_of(sheet.photos), name="a.jpg", kind="photo"))
     assert page.all("img")[0]["src"].startswith("data:image/jpeg;base64,")
 
 
-def test_a_query_that_is_no_image_is_refused() -> None:
+def test_a_query_that_is_not_an_image_is_refused() -> None:
     with pytest.raises(BadImage):
         contact_sheet(b"nothing", [], name="x")
 
