@@ -174,7 +174,7 @@ def _render_files(manifest: BundleManifest) -> str:
 _METRICS = {
     "validation_map": "mAP@all (plain AP, mean over sketches) of the {classes} validation classes, "
     "their sketches against their photos",
-    "validation_p10": "precision at 10, likewise",
+    "validation_p10": "precision at 10 on the same images",
     "held_out_map": "mAP@all of held-out sketches of training classes against five training "
     "photos of each",
     "held_out_bits_map": "mAP@all (mean over classes) of 64-bit codes of held-out sketches of "
@@ -306,10 +306,10 @@ def _join(texts: Sequence[str]) -> str:
 
 
 def describe_licence(sources: list[str]) -> str:
-    """Return the licence of a model as far as the names of its sources tell."""
+    """Return the licence of a model as far as the names of its sources show."""
     names = [name.lower() for name in sources]
     known = [
-        told for word, told in _SOURCES if any(word in name.replace("_", "-") for name in names)
+        source for word, source in _SOURCES if any(word in name.replace("_", "-") for name in names)
     ]
     if not known:
         return (
@@ -317,7 +317,7 @@ def describe_licence(sources: list[str]) -> str:
             f"({', '.join(filter(None, sources)) or 'not recorded'}): ask whoever published them."
         )
     made_from = "Made from " + "; ".join(dict.fromkeys(known)) + "."
-    is_research = any("research" in told for told in known)
+    is_research = any("research" in source for source in known)
     return f"Research use only. {made_from}" if is_research else made_from
 
 
@@ -343,10 +343,10 @@ def _metrics(
     metrics = {}
     for name, rule in _METRICS.items():
         if name in best:
-            told = [rule.format(classes=validation_classes, images=images)]
-            told += _describe_size(record, name)
-            told += _describe_choice(_parts(record), name, selection)
-            metrics[name] = {"value": best[name], "rule": "; ".join(told)}
+            rules = [rule.format(classes=validation_classes, images=images)]
+            rules += _describe_size(record, name)
+            rules += _describe_choice(_parts(record), name, selection)
+            metrics[name] = {"value": best[name], "rule": "; ".join(rules)}
     return metrics
 
 
@@ -360,13 +360,13 @@ def _describe_size(record: dict[str, Any], name: str) -> list[str]:
 def _describe_choice(parts: list[dict[str, Any]], name: str, selection: Selection) -> list[str]:
     """Return what a metric selected: an epoch, or those of the averaged students."""
     if not parts:
-        return ["chose the epoch"] if SELECTION_METRICS[selection] == name else []
-    told = [f"of the mean of {len(parts)} students' weights"]
+        return ["used to select the epoch"] if SELECTION_METRICS[selection] == name else []
+    rules = [f"of the mean of {len(parts)} students' weights"]
     chosen = [part for part in parts if _selected_by(part) == name]
     if chosen:
         which = "each" if len(chosen) == len(parts) else f"{len(chosen)} of them"
-        told.append(f"{which} taken at the epoch that its own such figure chose")
-    return told
+        rules.append(f"{which} from the epoch that its own value of this metric selected")
+    return rules
 
 
 def _averaged_training(record: dict[str, Any]) -> dict[str, Any]:
@@ -377,11 +377,11 @@ def _averaged_training(record: dict[str, Any]) -> dict[str, Any]:
     recipes = [part.get("recipe") for part in parts]
     is_common = all(recipe == recipes[0] for recipe in recipes)
     left_out = ("recipe",) if is_common else ()
-    told = [
+    averaged = [
         {key: value for key, value in part.items() if key not in left_out and value is not None}
         for part in parts
     ]
-    return {"recipe": recipes[0] if is_common else None, "epochs_done": None, "averaged": told}
+    return {"recipe": recipes[0] if is_common else None, "epochs_done": None, "averaged": averaged}
 
 
 def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -244,7 +244,7 @@ def list_bundles() -> list[Bundle]:
     bundles = []
     for folder in bundle_folders():
         try:
-            # An absolute path is never taken for the name of an included bundle.
+            # An absolute path never names an included bundle.
             bundles.append(Bundle.open(folder.absolute()))
         except BadModel:
             continue

@@ -374,7 +374,7 @@ def open_webp(image: ImageFile.ImageFile) -> Image.Image:
     return made
 
 
-#: Peak memory of decoding an image in a process of its own, including its file.
+#: Peak memory of decoding an image in a separate process, including its file.
 MAX_APART_BYTES = 400 << 20
 #: Seconds of CPU time, including the start of the process.
 MAX_APART_S = 12
@@ -393,7 +393,7 @@ _turn = threading.Lock()
 def decode_in_subprocess(
     data: bytes, problem: LargeImage, *task: str
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Decode an image file in a process of its own; return its pixels and notices.
+    """Decode an image file in a separate process; return its pixels and notices.
 
     Args:
         data: the bytes of the file.

@@ -24,7 +24,7 @@ def thumbnail(
 ) -> Image.Image:
     """Return a photo, upright, in RGB, with no side longer than `size_px`.
 
-    An image that takes more than `max_bytes` to decode is decoded in a process of its own.
+    An image that takes more than `max_bytes` to decode is decoded in a separate process.
 
     Raises:
         BadImage: the file cannot be read, or is not an image.

@@ -65,17 +65,19 @@ class DistributedContext:
         """Whether this process reads, decides and writes for all."""
         return self.rank == 0
 
-    def device(self, asked: str) -> str:
+    def device(self, requested: str) -> str:
         """Return the device of this process for the requested one: each process has its own GPU.
 
         Raises:
             BadConfig: one GPU is named for several processes, or there are too few GPUs.
         """
-        is_gpu = asked.startswith(("auto", "cuda")) and torch.cuda.is_available()
+        is_gpu = requested.startswith(("auto", "cuda")) and torch.cuda.is_available()
         if self.world_size == 1 or not is_gpu:
-            return asked
-        if asked not in ("auto", "cuda"):
-            raise BadConfig(f"--device {asked} for {self.world_size} processes", "--device cuda")
+            return requested
+        if requested not in ("auto", "cuda"):
+            raise BadConfig(
+                f"--device {requested} for {self.world_size} processes", "--device cuda"
+            )
         gpus = torch.cuda.device_count()
         if self.local_world_size > gpus:
             raise BadConfig(

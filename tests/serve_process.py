@@ -1,4 +1,4 @@
-"""`sbtk serve` as a process of its own, on a free port of this machine."""
+"""`sbtk serve` as a separate process, on a free port of this machine."""
 
 from __future__ import annotations
 

@@ -157,9 +157,9 @@ def test_read_only_mounts_are_not_written(
 
 @pytest.mark.install
 def test_the_image_has_a_description_and_a_health_check(image: Image) -> None:
-    told = image.run(volumes={})
-    assert told.returncode == 0
-    assert b"Find photos from a sketch." in told.stdout
+    shown = image.run(volumes={})
+    assert shown.returncode == 0
+    assert b"Find photos from a sketch." in shown.stdout
     healthy = image.run("doctor", volumes={})
     assert healthy.returncode == 0, healthy.stdout
     assert b"ok  engine   onnxruntime " in healthy.stdout

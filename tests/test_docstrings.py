@@ -43,9 +43,9 @@ def test_docstrings_of_functions_with_arrays_give_their_shapes(package: str) -> 
 
 def test_a_missing_shape_is_found() -> None:
     assert _aliases("Rows = NDArray[np.int64]") == ["Rows"]
-    told = 'def f(rows: Rows) -> int:\n    """Returns the sum of `rows (N,) int64`."""\n'
-    silent = told.replace(" (N,) int64", "")
-    assert undescribed(told, "Rows") == []
+    documented = 'def f(rows: Rows) -> int:\n    """Returns the sum of `rows (N,) int64`."""\n'
+    silent = documented.replace(" (N,) int64", "")
+    assert undescribed(documented, "Rows") == []
     assert undescribed(silent, "Rows") == ["f"]
     assert undescribed(f"class A:\n    {silent.replace(chr(10), chr(10) + '    ')}", "Rows") == [
         "A.f"

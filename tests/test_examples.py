@@ -40,11 +40,11 @@ def test_the_api_example_works(checkout: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
-    assert told[0].startswith("9 photos, 9 of them new")
+    shown = done.stdout.splitlines()
+    assert shown[0].startswith("9 photos, 9 of them new")
     assert re.search(r"^8 hits by \w+ in \d+ ms$", done.stdout, re.MULTILINE)
     # Python's way and the API's ask the same model of the same photos.
-    hits = [line.split("  ")[2] for line in told if re.match(r"\d  -?\d\.\d{3}  /", line)]
+    hits = [line.split("  ")[2] for line in shown if re.match(r"\d  -?\d\.\d{3}  /", line)]
     assert hits[:8] == hits[8:]
     assert len(set(hits)) == 8
     for name in ("hits-python.png", "hits-rest.png", "hits-similar.png"):

@@ -61,7 +61,7 @@ def command(
     # mAP has its own table.
     scope = BenchScope(with_torch, with_map=False, is_quick=quick)
     latency = run_latency(bundle, engine_options, scope=scope, quiet=quiet)
-    # One engine suffices for unseen classes, which are to be evaluated as rarely as possible.
+    # One engine suffices for unseen classes, which should be evaluated as rarely as possible.
     if engine_options.engine == ALL:
         engine_options = replace(engine_options, engine=AUTO)
     maps = [] if data is None else run_map(bundle, engine_options, data, quiet=quiet)

@@ -83,8 +83,8 @@ def print_map(reports: Sequence[MapReport]) -> None:
     console.print(table)
     for report in reports[:1]:
         if report.unanswerable:
-            asked = "sketches" if report.rules.queries == "sketch" else "photos"
-            text = f"{report.unanswerable} {asked} without a photo of their class excluded"
+            queries = "sketches" if report.rules.queries == "sketch" else "photos"
+            text = f"{report.unanswerable} {queries} without a photo of their class excluded"
             console.print(Text(text, style="yellow"))
         if report.unreadable:
             text = f"{count_text(len(report.unreadable), 'unreadable image')} excluded"

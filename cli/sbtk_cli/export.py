@@ -147,10 +147,10 @@ def command(
         ("int8", int8),
         ("int8.trt", int8_trt),
     )
-    asked = [variant for variant, is_asked in made if is_asked]
-    is_for_gpu = not asked or "fp16" in asked or "int8.trt" in asked
+    requested = [variant for variant, is_requested in made if is_requested]
+    is_for_gpu = not requested or "fp16" in requested or "int8.trt" in requested
     builder = find_plan_builder(notify) if is_for_gpu else None
-    variants = variants_to_make(asked, for_tensorrt=builder is not None and not slim)
+    variants = variants_to_make(requested, for_tensorrt=builder is not None and not slim)
     plan = ExportPlan(target or Path("bundles") / name, name, variants, slim, bits, opset)
     exported = export_run(trained, plan, images, notify)
     engines: list[BuiltEngine] = []
@@ -226,10 +226,10 @@ def _add_unseen_metric(bundle: Path | None, log: Path, as_json: bool) -> int:
     return 0
 
 
-def variants_to_make(asked: Sequence[Variant], *, for_tensorrt: bool) -> tuple[Variant, ...]:
+def variants_to_make(requested: Sequence[Variant], *, for_tensorrt: bool) -> tuple[Variant, ...]:
     """Return the variants to make: the requested ones, or else all that are useful here."""
-    if asked:
-        return ("fp32", *asked)
+    if requested:
+        return ("fp32", *requested)
     return ("fp32", "fp16", "int8", "int8.trt") if for_tensorrt else ("fp32", "fp16", "int8")
 
 

@@ -67,7 +67,7 @@ def _print_bundles(as_json: bool) -> int:
     bundles: list[Bundle] = []
     for folder in bundle_folders():
         try:
-            # An absolute path is never taken for the name of an included bundle.
+            # An absolute path never names an included bundle.
             bundles.append(Bundle.open(folder.absolute()))
         except BadModel as problem:
             output.notice(f"skipped: {problem}")

@@ -428,8 +428,8 @@ class Terminated(KeyboardInterrupt):
 def ending_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that end a command: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
     ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    asked = (signal.SIGINT, signal.SIGTERM)
-    return asked if ignores_hangup else (*asked, signal.SIGHUP)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    return signals if ignores_hangup else (*signals, signal.SIGHUP)
 
 
 def ending_of(number: int) -> KeyboardInterrupt:

@@ -96,13 +96,13 @@ def rank_panels(
                 "photos of seen classes for the second panel",
                 "omit that panel: --no-generalised",
             )
-    asked = _queries(images, wanted)
-    asking = images.sketches if asked is None else select_images(images.sketches, asked)
-    queries = _embed(embedder, asking, "sketch", quiet)
+    chosen = _queries(images, wanted)
+    sketches = images.sketches if chosen is None else select_images(images.sketches, chosen)
+    queries = _embed(embedder, sketches, "sketch", quiet)
     every = _embed(embedder, gallery, "photo", quiet)
     measured = set(images.photos.classes)
     own = every.select([row for row, name in enumerate(every.classes) if name in measured])
-    if asked is None:
+    if chosen is None:
         queries = queries.select(
             find_worst_queries(compute_average_precisions(queries, own), wanted.worst or 1)
         )

@@ -170,7 +170,7 @@ def command(
 def _open(
     galleries: tuple[Path, ...], at: str | None, mounts: tuple[str, ...], model: str | None
 ) -> tuple[list[tuple[Path | RemoteGallery, Bundle]], str]:
-    """Return what is served, each with the bundle that made it, and all of it in words."""
+    """Return the galleries, each with the bundle that made it, and a description of them all."""
     if (at := options.chosen_collection(at, mounts)) is not None:
         there = options.open_collection(at, mounts)
         unmounted = options.unmounted_notice(there)

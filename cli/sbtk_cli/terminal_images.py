@@ -117,8 +117,8 @@ def _row(photos: Sequence[Path], ground: tuple[int, ...]) -> Image.Image:
 @contextlib.contextmanager
 def _open_terminal() -> Iterator[None]:
     """Let the library read the terminal's replies if standard input is a pipe."""
-    asked = sys.__stdin__
-    if asked is not None and asked.isatty():
+    standard_input = sys.__stdin__
+    if standard_input is not None and standard_input.isatty():
         yield
         return
     with contextlib.ExitStack() as opened:
@@ -129,4 +129,4 @@ def _open_terminal() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.__stdin__ = asked  # type: ignore[misc]
+            sys.__stdin__ = standard_input  # type: ignore[misc]

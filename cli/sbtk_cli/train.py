@@ -321,7 +321,7 @@ def _study(
     feature_folder = values["feature_folder"]
     if feature_folder is None and freeze_until != "none":
         feature_folder = root / "feature-maps"
-    # Each row has a recipe of its own, so the base's is irrelevant and must cause no notices.
+    # Each row has its own recipe, so the base's is irrelevant and must cause no notices.
     no_knobs = dict.fromkeys(KNOBS) | {"knowledge": False}
     places = {"freeze_until": freeze_until, "feature_folder": feature_folder}
     return Study(
@@ -373,9 +373,9 @@ def _common(values: dict[str, Any], settings: Settings) -> dict[str, object]:
     )
     common: dict[str, object] = {knob: getattr(ours, knob) for knob in shared}
     common |= {"train_size_px": _SIZE_PX, "final_epochs": 0, "selection": "validation-map"}
-    asked = [knob for knob in KNOBS if knob not in ("epochs", *_OF_ROWS)]
+    knobs = [knob for knob in KNOBS if knob not in ("epochs", *_OF_ROWS)]
     common |= {knob: value for knob, value in settings.recipe.items() if knob not in KNOBS}
-    return common | {knob: values[knob] for knob in asked if values[knob] is not None}
+    return common | {knob: values[knob] for knob in knobs if values[knob] is not None}
 
 
 class Reporter:

@@ -63,8 +63,8 @@ _weight = options.FloatRange(min=0)
 _count = options.IntRange(min=1)
 
 
-def _show_all_options(context: click.Context, _: click.Parameter, is_asked: bool) -> None:
-    if not is_asked or context.resilient_parsing:
+def _show_all_options(context: click.Context, _: click.Parameter, is_requested: bool) -> None:
+    if not is_requested or context.resilient_parsing:
         return
     for parameter in context.command.params:
         if isinstance(parameter, click.Option):
@@ -408,11 +408,13 @@ def build_config(
     if values["weights"] != "none":
         weights = find_weights(values["weights"], values["backbone"])
     without_option = {} if settings is None else settings.recipe
-    asked = {knob: value for knob, value in without_option.items() if knob not in (*KNOBS, "name")}
-    asked |= {knob: values[knob] for knob in KNOBS if values[knob] is not None}
-    knobs = asked
+    requested = {
+        knob: value for knob, value in without_option.items() if knob not in (*KNOBS, "name")
+    }
+    requested |= {knob: values[knob] for knob in KNOBS if values[knob] is not None}
+    knobs = requested
     if weights is None and values["teacher"] is None:
-        knobs = asked | _without_teacher(method, asked, notify)
+        knobs = requested | _without_teacher(method, requested, notify)
     recipe = make_recipe(
         values["recipe"] or default_recipe(method, values["split"]), method, **knobs
     )
@@ -468,10 +470,10 @@ def _is_split_file(split: str) -> bool:
     return not is_published and Path(split).exists()
 
 
-def _without_teacher(method: str, asked: dict[str, Any], notify: Notify) -> dict[str, object]:
+def _without_teacher(method: str, requested: dict[str, Any], notify: Notify) -> dict[str, object]:
     """Return the settings that switch off the losses that need an ImageNet classifier."""
     knob = "knowledge" if method == "sbtknet" else "kd_weight"
-    if knob in asked:
+    if knob in requested:
         return {}
     what = "the knowledge loss" if method == "sbtknet" else "distillation"
     notify(f"no weights and no --teacher: training without {what}")

@@ -127,7 +127,7 @@ def open_engine(
         except (EngineUnavailable, MissingExtra, BadModel) as problem:
             if options.engine != AUTO:
                 raise
-            # One engine may refuse what another runs, and TensorRT has files of its own.
+            # One engine may refuse what another runs, and TensorRT has its own files.
             if isinstance(problem, BadModel) and entry.form == "plain":
                 bad_model = problem
             passed_over.append(f"{entry.name}: {problem.found}")
@@ -188,7 +188,7 @@ def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]
     Rows of regions are `(N, R, D)`, and which are bad `(N, R)`.
 
     A row is bad unless it is finite and of length 1 within 0.001. Bad rows are returned as zeros,
-    which are never taken for embeddings.
+    which are never mistaken for embeddings.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1))

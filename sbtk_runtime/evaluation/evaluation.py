@@ -67,14 +67,14 @@ def evaluate_by(
         BadConfig: the protocol needs `learnt_on`, and it is missing.
         BadData: as `evaluate` and `fit_itq`.
     """
-    asked: Embeddings | Codes = queries.rows
+    query_rows: Embeddings | Codes = queries.rows
     searched: Embeddings | Codes = gallery.rows
     if protocol.codes is not None:
         for_queries, for_gallery, rule = _itq(protocol.codes, queries, gallery, learnt_on)
-        asked, searched = for_queries.codes(queries.rows), for_gallery.codes(gallery.rows)
+        query_rows, searched = for_queries.codes(queries.rows), for_gallery.codes(gallery.rows)
         protocol = replace(protocol, codes=rule)
     retrieval = evaluate(
-        asked,
+        query_rows,
         queries.labels,
         searched,
         gallery.labels,

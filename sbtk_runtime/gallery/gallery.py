@@ -123,7 +123,7 @@ class Gallery(Queries):
         return self.manifest.live
 
     def __bool__(self) -> bool:
-        """Return true: an open gallery is one, also without photos."""
+        """Return true, also for a gallery without photos."""
         return True
 
     @property

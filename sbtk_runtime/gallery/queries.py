@@ -110,7 +110,7 @@ class Queries(ABC):
 
         Raises:
             BadConfig: `k` is below 1 or `offset` below 0, there is no such way of searching or
-                re-ranking, or a binary gallery is to be re-ranked.
+                re-ranking, or `rerank` was given for a binary gallery.
             BadData: the embedding has another width, or is not finite.
             BadGallery: the gallery is empty.
         """

@@ -160,7 +160,7 @@ class GuardedConnection(asyncio.Protocol):
         self._stop_header_timer()
 
     def request_ended(self) -> None:
-        """Note that the application has returned; what comes next are headers."""
+        """Note that the application has returned; the next data are headers."""
         self._running_requests -= 1
 
     def _start_header_timer(self) -> None:

@@ -65,7 +65,7 @@ Listener = Callable[[Progress], None]
 
 
 class Indexer:
-    """Updates a gallery on a thread of its own, one job after the other. A `with` block ends it.
+    """Updates a gallery on its own thread, one job after the other. A `with` block ends it.
 
     Readers of the gallery see photos while others are still being embedded. Errors end a job, not
     the thread; they are in `progress`.

@@ -117,7 +117,7 @@ def trace(pixels: Pixels) -> Strokes:
     left = {(int(r), int(c)) for r, c in zip(*np.nonzero(skeleton), strict=True)}
     degree = {spot: sum(near in left for near in _around(spot)) for spot in left}
     scale = EXTENT / max(height, width, 2)
-    # Lines start at their ends; what is left are rings.
+    # Lines start at their ends; the remaining ones are rings.
     starts = sorted(left, key=lambda spot: (degree[spot] != 1, spot))
     strokes = []
     for start in starts:

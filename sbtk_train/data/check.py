@@ -232,15 +232,15 @@ def check_data(
     )
 
 
-def find_splits(dataset: Dataset, asked: str | None) -> list[Split]:
+def find_splits(dataset: Dataset, requested: str | None) -> list[Split]:
     """Return the requested split; without one, those of the data's lists and published ones.
 
     Raises:
         BadConfig: unknown split.
     """
     data = dataset.images
-    if asked is not None:
-        return [open_split(asked, data.classes)]
+    if requested is not None:
+        return [open_split(requested, data.classes)]
     known = [open_split(name) for name in split_names()]
     own = [
         next(

@@ -110,14 +110,14 @@ def _read_classes(path: Path, name: str, key: str) -> tuple[str, ...]:
     return tuple(str(each) for each in names) if isinstance(names, list) else ()
 
 
-def choose_backbone(weights: Path | None, asked: str | None, notify: Notify) -> str:
+def choose_backbone(weights: Path | None, requested: str | None, notify: Notify) -> str:
     """Return the requested backbone, else the weights file's; without weights, torchvision's.
 
     Raises:
         BadConfig: the weights file does not identify its backbone.
     """
-    if asked:
-        return asked
+    if requested:
+        return requested
     if weights is None:
         return "resnet50-v1.5"
     tensors, layout = read_weights(weights)

@@ -304,7 +304,7 @@ def _copy_nouns(place: Path, folder: Path) -> None:
         contents = {name: _content(place, name) for name in _READ}
     except (OSError, KeyError, zipfile.BadZipFile) as problem:
         raise BadData(
-            f"{place} is not a whole WordNet: {problem}",
+            f"{place} is not a complete WordNet: {problem}",
             ", ".join(_READ),
             "install it again: apt-get install --reinstall wordnet-base",
         ) from problem

@@ -1,7 +1,7 @@
 """The ablation study: contributions of a method's parts, with the spread over seeds.
 
 The rows are those of the SBTKNet paper's Table 5, then SBTKNet, DSN and SAKE at two embedding
-lengths. Each row is trained with each seed in a run folder of its own, so that an interrupted study
+lengths. Each row is trained with each seed in its own run folder, so that an interrupted study
 resumes. Unseen classes are evaluated once, after every run has ended; nothing is selected by them.
 """
 

@@ -88,7 +88,7 @@ def test_a_model_without_codes_says_how_to_export_them(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["index", "photos", "--bits", "12"], "12 is not a multiple of 8"),
         (["index", "photos", "--bits", "0"], "0 is not in the range"),
@@ -96,10 +96,10 @@ def test_a_model_without_codes_says_how_to_export_them(
     ],
 )
 def test_invalid_code_lengths_are_usage_errors(
-    coded: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    coded: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main(words) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_embed_writes_codes_with_the_embeddings(coded: Path) -> None:

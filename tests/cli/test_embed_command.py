@@ -86,7 +86,7 @@ def test_a_list_from_a_pipe_may_contain_any_bytes(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         ([*EMBED, "--as", "photo"], 2, "--from-file"),
         ([*EMBED, "sketch.png"], 2, "--as"),
@@ -102,11 +102,11 @@ def test_what_cannot_be_done_says_so(
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     code: int,
-    told: str,
+    message: str,
 ) -> None:
     (workplace / "empty.txt").touch()
     assert main(arguments) == code
     shown = capsys.readouterr()
-    assert told in shown.err
+    assert message in shown.err
     assert "Traceback" not in shown.err
     assert not (workplace / "out.npz").exists()

@@ -47,19 +47,19 @@ def gpu(work: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
 
 def test_a_plan_is_built_once_and_listed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["engine", "build", "tiny", "--batch", "1,2,4", *RTX]) == 0
-    told = capsys.readouterr()
-    first, kept = told.out.splitlines()
+    printed = capsys.readouterr()
+    first, kept = printed.out.splitlines()
     assert first.startswith("tiny@")
     assert "fp16 for tensorrt_rtx" in first
     assert "on any GPU, batches 1,2,4: 3.7 MB, built in" in first
-    assert "built but not run: there is no NVIDIA driver" in told.err
+    assert "built but not run: there is no NVIDIA driver" in printed.err
     plan = work / kept.removeprefix("saved in ")
     assert plan.stat().st_size > 1_000_000
     before = plan.stat().st_mtime_ns
     assert main(["engine", "build", "tiny", "--batch", "1,2,4", "-q", *RTX]) == 0
-    told = capsys.readouterr()
-    assert told.out.splitlines()[0].endswith("already built")
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].endswith("already built")
+    assert printed.err == ""
     assert plan.stat().st_mtime_ns == before
     assert main(["engine", "list"]) == 0
     heading, row = capsys.readouterr().out.splitlines()
@@ -79,9 +79,9 @@ def test_each_precision_is_built_from_its_own_file(
     for precision, name in names.items():
         words = ["--precision", precision, "--batch", "2", "--workspace", "256MiB", "--json", "-q"]
         assert main(["engine", "build", "bundles/tiny", *words, *RTX]) == 0
-        told = capsys.readouterr()
-        assert told.err == ""
-        built = json.loads(told.out)
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        built = json.loads(printed.out)
         assert built["onnx_sha256"] == sha256_of_file(work / "bundles" / "tiny" / name)
         assert built["precision"] == precision
         assert (built["device"], built["check"], built["is_new"]) == ("none", None, True)
@@ -100,8 +100,8 @@ def test_with_a_gpu_the_plan_is_compared_with_onnx_runtime(
 ) -> None:
     words = ["engine", "build", "tiny", "--precision", "fp32", "--batch", "1,4,8"]
     assert main(words) == 0
-    told = capsys.readouterr()
-    lines = told.out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     assert "for tensorrt 10.16.1" in lines[0]
     assert "runs on this machine; smallest cosine with onnxruntime " in lines[1]
     assert float(lines[1].rsplit(" ", 1)[1]) > 0.9999
@@ -155,9 +155,9 @@ def test_a_plan_that_does_not_run_is_an_error_and_is_not_kept(
 ) -> None:
     gpu.faults.deserialise = "The engine plan file is not compatible with this device."
     assert main(["engine", "build", "tiny", "--precision", "fp32", "--batch", "4"]) == 1
-    told = capsys.readouterr()
-    assert "not compatible with this device" in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert "not compatible with this device" in printed.err
+    assert printed.out == ""
     assert plans(work) == []
 
 
@@ -202,9 +202,9 @@ def test_mistakes_are_reported_without_a_traceback(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert main(["engine", "build", *words]) == code
-    told = capsys.readouterr()
-    assert sentence in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert printed.out == ""
     assert plans(work) == []
 
 
@@ -214,9 +214,9 @@ def test_a_bundle_without_tensorrts_int8_names_the_export(
     (work / "bundles" / "tiny" / "model.int8.trt.onnx").unlink()
     write_tiny_manifest(work / "bundles" / "tiny")
     assert main(["engine", "build", "tiny", "--precision", "int8", *RTX]) == 1
-    told = capsys.readouterr()
-    assert "no int8 model for TensorRT" in told.err
-    assert "sbtk export RUN --int8-trt" in told.err
+    printed = capsys.readouterr()
+    assert "no int8 model for TensorRT" in printed.err
+    assert "sbtk export RUN --int8-trt" in printed.err
 
 
 def test_errors_of_tensorrt_are_quoted(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,8 +225,8 @@ def test_errors_of_tensorrt_are_quoted(work: Path, capsys: pytest.CaptureFixture
     (work / "bundles" / "tiny" / "model.int8.trt.onnx").write_bytes(content)
     write_tiny_manifest(work / "bundles" / "tiny")
     assert main(["engine", "build", "tiny", "--precision", "int8", *RTX]) == 1
-    told = capsys.readouterr()
-    assert "refuses bundles/tiny/model.int8.trt.onnx:\n    " in told.err
+    printed = capsys.readouterr()
+    assert "refuses bundles/tiny/model.int8.trt.onnx:\n    " in printed.err
     assert plans(work) == []
 
 
@@ -235,9 +235,9 @@ def test_a_cache_that_cannot_be_used_is_refused_before_the_build(
 ) -> None:
     (work / "cache").write_text("a file where the folder should be")
     assert main(["engine", "build", "tiny", *RTX]) == 1
-    told = capsys.readouterr()
-    assert "the cache of plans cannot be created" in told.err
-    assert "building" not in told.err
+    printed = capsys.readouterr()
+    assert "the cache of plans cannot be created" in printed.err
+    assert "building" not in printed.err
     assert main(["engine", "list"]) == 1
     assert main(["engine", "clear", "--all"]) == 1
 
@@ -277,9 +277,9 @@ def test_clear_removes_the_plans_of_one_model_or_all(
     assert capsys.readouterr().out.startswith("removed 1 plan, ")
     assert plans(work) == []
     assert main(["engine", "list"]) == 0
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "There are no plans yet" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "There are no plans yet" in printed.err
 
 
 def test_plans_of_a_deleted_bundle_are_cleared_by_name(

@@ -53,17 +53,17 @@ def test_newest_run_becomes_a_bundle_that_passes_its_check(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export"]) == 0, capsys.readouterr().err
-    told = capsys.readouterr()
-    assert "int8: calibrating on 64 images" in told.err
-    lines = told.out.splitlines()
+    printed = capsys.readouterr()
+    assert "int8: calibrating on 64 images" in printed.err
+    lines = printed.out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["fp32", "fp16", "int8"]
     assert "bundles/2026-11-01-stripes: 2026-11-01-stripes@" in lines[4]
     bundle = Bundle.open(work / "bundles" / "2026-11-01-stripes")
     assert STUDENT in bundle.manifest.files
     assert bundle.manifest.backbone == "resnet18"
     assert main(["models", "check", "2026-11-01-stripes"]) == 0
-    told = capsys.readouterr()
-    assert told.out.count(" runs on ") == 3
+    printed = capsys.readouterr()
+    assert printed.out.count(" runs on ") == 3
 
 
 @pytest.mark.slow
@@ -76,9 +76,9 @@ def test_one_precision_from_other_images_as_json(
     config.write_text(config.read_text().replace(str(data), "/gone"))
     words = ["--int8", "--slim", "-o", "made/small", "--images", str(data), "--json", "--quiet"]
     assert main(["export", str(moved), *words, "--bits", "8", "--bits", "16"]) == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    answer = json.loads(told.out)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    answer = json.loads(printed.out)
     assert answer["model_id"].startswith("small@")
     files = {"MODEL_CARD.md", "PREPROCESSING.md", "model.int8.onnx", "itq8.npz", "itq16.npz"}
     assert {name for name in answer["files"] if not name.startswith("golden.")} == files
@@ -100,9 +100,9 @@ def test_if_tensorrt_works_its_int8_file_and_plans_are_made_too(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fake_machine(monkeypatch, SURFACES[0])
     assert main(["export", str(run_folder), "-o", "made/gpu", "--fp16", "--int8-trt"]) == 0
-    told = capsys.readouterr()
-    assert "int8 for TensorRT: calibrating on 64 images" in told.err
-    lines = told.out.splitlines()
+    printed = capsys.readouterr()
+    assert "int8 for TensorRT: calibrating on 64 images" in printed.err
+    lines = printed.out.splitlines()
     titles = [line.partition("  ")[0] for line in lines[1:6]]
     assert titles == ["fp32", "fp16", "int8.trt", "fp16 plan", "int8 plan"]
     assert "fp16 plan for tensorrt 10.16.1" in lines[-2]
@@ -153,9 +153,9 @@ def test_mistakes_are_reported_without_a_traceback(
     before = sorted(path.name for path in work.iterdir())
     replaced = [str(run_folder) if word == "RUN" else word for word in words]
     assert main(["export", *replaced]) == code
-    told = capsys.readouterr()
-    assert sentence in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert printed.out == ""
     assert sorted(path.name for path in work.iterdir()) == before
 
 
@@ -164,10 +164,10 @@ def test_too_few_images_fail_before_any_work(
 ) -> None:
     few = write_textures(tmp_path / "few", training=24)
     assert main(["export", str(run_folder), "--images", str(few), "-o", "few"]) == 1
-    told = capsys.readouterr()
-    assert "has 16 images for calibration" in told.err
-    assert "at least 32" in told.err
-    assert "tracing" not in told.err
+    printed = capsys.readouterr()
+    assert "has 16 images for calibration" in printed.err
+    assert "at least 32" in printed.err
+    assert "tracing" not in printed.err
     assert not (work / "few").exists()
 
 
@@ -176,9 +176,9 @@ def test_without_a_run_the_error_names_the_next_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["export"]) == 2
-    told = capsys.readouterr()
-    assert "no trained run below runs" in told.err
-    assert "sbtk train DATA" in told.err
+    printed = capsys.readouterr()
+    assert "no trained run below runs" in printed.err
+    assert "sbtk train DATA" in printed.err
 
 
 @pytest.mark.slow
@@ -197,8 +197,8 @@ def test_regions_are_exported_from_a_run_and_from_its_bundle(
     metrics = Bundle.open(tmp_path / "bundles" / "seen").manifest.metrics
     assert "torch's" in metrics["regions_fp16"]["rule"]
     assert main(["export", "bundles/seen", "--regions", "9", "--json", "--quiet"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert "9 regions" in told["metrics"]["regions_fp16"]["rule"]
+    printed = json.loads(capsys.readouterr().out)
+    assert "9 regions" in printed["metrics"]["regions_fp16"]["rule"]
     assert main(["export", "seen", "--regions=9", "-o", "models", "--json"]) == 0
     files = json.loads(capsys.readouterr().out)["files"]
     names = ["model.fp32.regions.onnx", "model.fp16.regions.onnx", "boxes.npy"]

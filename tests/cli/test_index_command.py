@@ -129,10 +129,10 @@ def test_another_model_is_refused_with_the_command_that_helps(
 ) -> None:
     other = tiny_bundle(workplace / "bundles" / "other", seed=1, name="other")
     assert main([*INDEX, "--model", "other"]) == 1
-    told = capsys.readouterr().err
-    assert "tiny@" in told
-    assert "other@" in told
-    command = next(line for line in told.splitlines() if "next: sbtk" in line)
+    printed = capsys.readouterr().err
+    assert "tiny@" in printed
+    assert "other@" in printed
+    command = next(line for line in printed.splitlines() if "next: sbtk" in line)
     words = command.replace("next: sbtk", "").split()
     assert words[0] == "index"
     assert main(words) == 0, f"{command!r} should work ({other})"
@@ -186,8 +186,8 @@ def test_partly_readable_photos_are_counted_and_listed(
     for name in ("cut.jpg", "copy.jpg"):
         (workplace / "photos" / name).write_bytes(cut[: len(cut) * 97 // 100])
     assert main(INDEX) == 0
-    told = capsys.readouterr().err
-    assert "2 photos are only partly readable: 'sbtk index --list-failed" in told
+    printed = capsys.readouterr().err
+    assert "2 photos are only partly readable: 'sbtk index --list-failed" in printed
     # Later runs do not forget it.
     assert main([*INDEX, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -307,7 +307,7 @@ def test_export_writes_standard_formats(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["index"], "sbtk index photos/"),
         (["index", "photos", "--repair"], "--verify"),
@@ -316,14 +316,14 @@ def test_export_writes_standard_formats(
     ],
 )
 def test_usage_errors_have_exit_code_2(
-    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(arguments) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["index", "nowhere", "--model", "tiny"], "nowhere"),
         (["index", "empty", "--model", "tiny"], "no photo in"),
@@ -338,7 +338,7 @@ def test_usage_errors_have_exit_code_2(
     ],
 )
 def test_what_cannot_be_done_says_so(
-    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     (workplace / "empty").mkdir()
     (workplace / "bad").mkdir()
@@ -346,7 +346,7 @@ def test_what_cannot_be_done_says_so(
         (workplace / "bad" / name).write_bytes(b"no image")
     assert main(arguments) in (1, 2)
     shown = capsys.readouterr()
-    assert told in shown.err
+    assert message in shown.err
     assert "Traceback" not in shown.err
     assert not (workplace / "gallery.sbtk" / "manifest.json").exists()
 
@@ -413,9 +413,9 @@ def test_regions_are_indexed_and_found_and_bad_counts_refused(
         Image.new("RGB", (300, 300), colour).save(tmp_path / f"{name}.png")
     words = ["--model", "model", "--engine", "onnxruntime"]
     assert main(["index", "photos", "--regions", *words, "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["regions"] == 32
-    assert "32 regions" in told.err
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["regions"] == 32
+    assert "32 regions" in printed.err
     query = ["query", "red.png", "--as", "photo", "--model", "model", "--json"]
     assert main([*query, "--engine", "onnxruntime"]) == 0
     hit = json.loads(capsys.readouterr().out.splitlines()[0])

@@ -97,9 +97,9 @@ def test_exclude_patterns_are_stored_shown_and_removed(
     assert report["live"] == 8
     assert report["rules"]["exclude"] == ["a/", "/b"]
     assert main(AGAIN) == 0
-    told = capsys.readouterr().err
-    assert "the gallery's patterns: a/ /b (--clear-excludes removes them)" in told
-    assert "2 folders skipped: 1 a/, 1 b/: excluded by a pattern" in told
+    printed = capsys.readouterr().err
+    assert "the gallery's patterns: a/ /b (--clear-excludes removes them)" in printed
+    assert "2 folders skipped: 1 a/, 1 b/: excluded by a pattern" in printed
     report = _indexed(capsys, "--clear-excludes", "--exclude", "/b")
     assert (report["live"], report["rules"]["exclude"]) == (9, ["/b"])
     report = _indexed(capsys, "--clear-excludes")
@@ -180,7 +180,7 @@ def test_a_file_named_by_itself_is_indexed(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["index", "--verify", "--exclude", "*.png"], "require the folders"),
         (["index", "--list-failed", "--clear-excludes"], "require the folders"),
@@ -189,10 +189,10 @@ def test_a_file_named_by_itself_is_indexed(
     ],
 )
 def test_usage_errors_have_exit_code_2(
-    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(arguments) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (workplace / "gallery.sbtk").exists()
 
 

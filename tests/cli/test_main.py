@@ -111,7 +111,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
 
 
 @pytest.mark.parametrize(
-    ("problem", "code", "told"),
+    ("problem", "code", "message"),
     [
         (
             BadGallery("it is torn", "a whole one", "sbtk index"),
@@ -135,7 +135,7 @@ def test_every_exit_has_its_code_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
     problem: BaseException,
     code: int,
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.delenv("SBTK_DEBUG", raising=False)
     # The real stdout would be pointed at the null device for the tests that follow.
@@ -143,7 +143,7 @@ def test_every_exit_has_its_code_and_no_traceback(
     broken(problem)
     assert main(["broken"]) == code
     shown = capfd.readouterr().err
-    assert told in shown
+    assert message in shown
     assert "Traceback" not in shown
 
 

@@ -89,9 +89,9 @@ def test_every_command_given_a_run_suggests_exporting_it(
     for name in ("config.resolved.toml", "student.safetensors"):
         (run / name).write_bytes(b"")
     assert main([word.replace("RUN", "runs/horses") for word in words]) in (1, 2)
-    told = capsys.readouterr()
-    assert "runs/horses is a training run" in told.err
-    assert "sbtk export runs/horses" in told.err
+    printed = capsys.readouterr()
+    assert "runs/horses is a training run" in printed.err
+    assert "sbtk export runs/horses" in printed.err
 
 
 @pytest.mark.parametrize("words", [["query", "sketch.png"], ["index", "photos"], ["serve"]])
@@ -100,8 +100,8 @@ def test_if_the_gallerys_bundle_is_elsewhere_the_error_asks_for_the_model(
 ) -> None:
     (workplace / "bundles" / "tiny").rename(workplace / "elsewhere")
     assert main(words) == 1
-    told = capsys.readouterr().err
-    assert "gallery.sbtk was made by tiny@" in told
-    assert "--model FOLDER" in told
+    printed = capsys.readouterr().err
+    assert "gallery.sbtk was made by tiny@" in printed
+    assert "--model FOLDER" in printed
     if words[0] == "query":
         assert main([*words, "--model", "elsewhere", "--json"]) == 0

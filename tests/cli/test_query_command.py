@@ -191,10 +191,10 @@ def test_the_model_that_made_the_gallery_is_found(
     assert main(QUERY) == 0
     capsys.readouterr()
     assert main([*QUERY, "--model", "aaa"]) == 1
-    told = capsys.readouterr().err
-    assert "tiny@" in told
-    assert "aaa@" in told
-    assert "next: sbtk index" in told
+    printed = capsys.readouterr().err
+    assert "tiny@" in printed
+    assert "aaa@" in printed
+    assert "next: sbtk index" in printed
 
 
 def test_the_error_names_the_missing_model_of_a_gallery(
@@ -216,7 +216,7 @@ def test_a_closed_standard_input_gives_the_same_error_as_an_empty_pipe(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["query", "absent.png"], 1, "absent.png: cannot be read: No such file"),
         (["query", "photos"], 1, "photos: cannot be read: Is a directory"),
@@ -248,7 +248,7 @@ def test_queries_that_cannot_be_answered_say_why(
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     code: int,
-    told: str,
+    message: str,
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
     Image.new("L", (64, 64), 255).save(tmp_path / "empty.png")
@@ -257,7 +257,7 @@ def test_queries_that_cannot_be_answered_say_why(
     assert main(arguments) == code
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert told in shown.err
+    assert message in shown.err
     assert "Traceback" not in shown.err
 
 

@@ -113,9 +113,9 @@ def test_an_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
     while not (tmp_path / "run" / LAST).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
-    _, told = running.communicate(timeout=60)
+    _, shown = running.communicate(timeout=60)
     assert running.returncode == 143
-    assert told.endswith("saved; next: sbtk train --resume run\nTerminated.\n")
+    assert shown.endswith("saved; next: sbtk train --resume run\nTerminated.\n")
     config = tmp_path / "run" / "config.resolved.toml"
     config.write_text(config.read_text().replace("epochs = 400", "epochs = 2"))
     again = sbtk_process("train", "--resume", "run", cwd=tmp_path)

@@ -24,8 +24,8 @@ def test_the_cards_facts_are_those_of_the_run(run: TrainedRun) -> None:
     assert facts.training["split"]["name"] == "SK-YE"
     assert facts.metrics["held_out_map"]["value"] == 0.75
     rule = facts.metrics["validation_map"]["rule"]
-    assert "the 2 validation classes" in rule and rule.endswith("; chose the epoch")
-    assert "chose" not in facts.metrics["held_out_map"]["rule"]
+    assert "the 2 validation classes" in rule and rule.endswith("; used to select the epoch")
+    assert "selected" not in facts.metrics["held_out_map"]["rule"]
     assert str(run.config.data) not in str(facts.training)
 
 
@@ -35,29 +35,29 @@ def test_the_metrics_of_an_average_say_how_epochs_were_selected(run: TrainedRun)
     averaged = replace(run, record={**run.record, "averaged": parts})
     metrics = collect_facts(averaged).metrics
     assert metrics["validation_map"]["rule"].endswith(
-        "; of the mean of 2 students' weights; each taken at the epoch that its own such figure "
-        "chose"
+        "; of the mean of 2 students' weights; each from the epoch that its own value of this "
+        "metric selected"
     )
     assert metrics["held_out_map"]["rule"].endswith("; of the mean of 2 students' weights")
     # Where the parts' recipes differ, none of them is the mean's.
     other = recipe | {"selection": "last"}
     parts[1] = parts[1] | {"recipe": other}
     facts = collect_facts(replace(run, record={**run.record, "averaged": parts}))
-    assert "; 1 of them taken at" in facts.metrics["validation_map"]["rule"]
+    assert "; 1 of them from the epoch" in facts.metrics["validation_map"]["rule"]
     assert "recipe" not in facts.training
     assert [part["recipe"] for part in facts.training["averaged"]] == [recipe, other]
 
 
 @pytest.mark.parametrize(
-    ("told", "size"), [({}, "; images of 128 px"), ({"refit": {"refitted_map": 0.5}}, "")]
+    ("refit", "size"), [({}, "; images of 128 px"), ({"refit": {"refitted_map": 0.5}}, "")]
 )
 def test_a_metric_measured_on_smaller_images_says_so(
-    run: TrainedRun, told: dict[str, object], size: str
+    run: TrainedRun, refit: dict[str, object], size: str
 ) -> None:
     """Feature maps are of images of the training size; a refit measures at the full size."""
-    record = {**run.record, "validation_px": 128, **told}
+    record = {**run.record, "validation_px": 128, **refit}
     metrics = collect_facts(replace(run, record=record)).metrics
-    assert metrics["validation_map"]["rule"].endswith(f"{size}; chose the epoch")
+    assert metrics["validation_map"]["rule"].endswith(f"{size}; used to select the epoch")
     assert ("px" in metrics["validation_map"]["rule"]) == bool(size)
     assert metrics["held_out_map"]["rule"].endswith("; images of 128 px")
 
@@ -66,8 +66,8 @@ def test_the_summary_names_the_losses_the_refit_and_its_gain(run: TrainedRun) ->
     contrastive = make_recipe("sbtk")
     refit = {"trained_map": 0.6641, "refitted_map": 0.7099, "kept": True}
     config = replace(run.config, recipe=contrastive, dim=16)
-    told = collect_facts(replace(run, config=config, record={**run.record, "refit": refit}))
-    assert told.training["summary"] == (
+    facts = collect_facts(replace(run, config=config, record={**run.record, "refit": refit}))
+    assert facts.training["summary"] == (
         "SBTKNet with classification loss, knowledge loss and a supervised contrastive loss in "
         "place of the paper's quadruplet loss; its embedding is refitted from the soft-label head, "
         "which raised validation mAP@all from 0.664 to 0.710."

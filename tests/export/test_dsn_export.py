@@ -110,12 +110,12 @@ def test_every_file_agrees_with_torch_for_sketches_and_photos(
             assert cosines.min() > {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}[precision]
 
 
-@pytest.mark.parametrize("told", [None, "domain"])
+@pytest.mark.parametrize("declared", [None, "domain"])
 def test_a_bundle_whose_manifest_and_models_disagree_is_refused(
-    dsn_bundle: Bundle, bundle: Bundle, tmp_path: Path, told: str | None
+    dsn_bundle: Bundle, bundle: Bundle, tmp_path: Path, declared: str | None
 ) -> None:
-    of = dsn_bundle if told is None else bundle
-    changed = Bundle(of.folder, replace(of.manifest, domain_input=told))
+    of = dsn_bundle if declared is None else bundle
+    changed = Bundle(of.folder, replace(of.manifest, domain_input=declared))
     for name in ENGINES:
         with pytest.raises(BadModel, match="takes images"):
             open_engine(changed, EngineOptions(engine=name, precision="fp32"))
@@ -235,7 +235,7 @@ def test_the_method_is_read_from_the_run(run: TrainedRun) -> None:
     best = {**run.record["best"], "held_out_bits_map": 0.25}
     facts = collect_facts(replace(run, config=config, record={**run.record, "best": best}))
     assert facts.method == "dsn"
-    assert facts.metrics["held_out_bits_map"]["rule"].endswith("; chose the epoch")
+    assert facts.metrics["held_out_bits_map"]["rule"].endswith("; used to select the epoch")
     assert "chose" not in facts.metrics["validation_map"]["rule"]
 
 

@@ -66,8 +66,8 @@ def test_parity_uses_the_available_images_and_says_so(
     data = fewer_sketches(textures, tmp_path / "data", kept)
     chosen = choose_images(data, TRAINING, VALIDATION)
     assert (len(chosen.parity), len(chosen.calibration)) == (parity, calibration)
-    told = [notice for notice in chosen.notices if f"on {parity} images, not 200" in notice]
-    assert len(told) == (parity < 200)
+    notices = [notice for notice in chosen.notices if f"on {parity} images, not 200" in notice]
+    assert len(notices) == (parity < 200)
     assert not export_problem(kept * len(TRAINING), 132)
 
 

@@ -92,9 +92,9 @@ def test_parity_is_measured_with_the_running_plan(exported: Exported, machine: F
         assert engine.not_run == ""
         assert engine.parity.engine == "tensorrt 11.4.0"
         # The fake GPU computes through ONNX Runtime, so the figures are those of the ONNX file.
-        told = exported.bundle.manifest.parity[key]
-        assert engine.parity.images == told["images"]
-        assert engine.parity.cosine_min == pytest.approx(told["cosine_min"], abs=1e-3)
+        parity = exported.bundle.manifest.parity[key]
+        assert engine.parity.images == parity["images"]
+        assert engine.parity.cosine_min == pytest.approx(parity["cosine_min"], abs=1e-3)
     assert len(kept()) == 2
     assert machine.calls["cudaMalloc"] > 0
 

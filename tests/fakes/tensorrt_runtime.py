@@ -32,16 +32,18 @@ class Runtime(Fake):
             world.log(self._logger, "Serialization assertion header.magicTag failed.")
             return None
         head, _, onnx = data[len(PLAN_MAGIC) :].partition(b"\n")
-        told = json.loads(head)
-        assert hashlib.sha256(onnx).hexdigest() == told["sha256"], "a damaged plan is native code"
+        sidecar = json.loads(head)
+        assert hashlib.sha256(onnx).hexdigest() == sidecar["sha256"], (
+            "a damaged plan is native code"
+        )
         mine = (world.surface.module, world.surface.version, world.compute_capability)
-        if (told["module"], told["version"], told["compute_capability"]) != mine:
+        if (sidecar["module"], sidecar["version"], sidecar["compute_capability"]) != mine:
             world.log(self._logger, "Version tag does not match.")
             return None
         if not world.gpus.reserve(self._device, len(onnx)):
             world.log(self._logger, f"OutOfMemory (Requested size was {len(onnx)} bytes.)")
             return None
-        return world.module.ICudaEngine(self._logger, self._device, onnx, told["profile"])
+        return world.module.ICudaEngine(self._logger, self._device, onnx, sidecar["profile"])
 
 
 class Engine(Fake):

@@ -135,10 +135,10 @@ def test_the_next_update_rebuilds_a_damaged_graph(tmp_path: Path, embedder: Embe
     update_gallery(folder, [tmp_path / "photos"], embedder)
     graph_of(folder).write_bytes(graph_of(folder).read_bytes()[:-1])
     assert not verify_gallery(folder).is_good
-    told: list[str] = []
-    report = update_gallery(folder, [tmp_path / "photos"], embedder, notify=told.append)
+    messages: list[str] = []
+    report = update_gallery(folder, [tmp_path / "photos"], embedder, notify=messages.append)
     assert report.unchanged == report.live == 8
-    assert any("rebuilt" in text for text in told)
+    assert any("rebuilt" in text for text in messages)
     assert [path.name for path in folder.glob("graph-*")] == ["graph-2.hnsw"]
     assert verify_gallery(folder).is_good
 

@@ -52,7 +52,7 @@ def index_and_tell(folder: Path, photos: Path, bundle: Path, told: Connection) -
 
 
 def outcome(folder: Path, photos: Path, bundle: Path) -> object:
-    """Return the report or the error of an update in a process of its own.
+    """Return the report or the error of an update in a separate process.
 
     A write into a mapped file on a full disk kills; then nothing is told.
     """

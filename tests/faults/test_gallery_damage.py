@@ -127,9 +127,9 @@ def verdict(folder: Path, right: Answers, truth: dict[str, dict[int, tuple[str, 
     """Return what became of the questions to a damaged gallery."""
     try:
         answers = ask(folder)
-    except SbtkError as told:
-        assert told.found
-        assert told.next_step or told.expected
+    except SbtkError as problem:
+        assert problem.found
+        assert problem.next_step or problem.expected
         return "error"
     is_same = True
     for question, answer in answers.items():

@@ -76,7 +76,7 @@ def index_until_published(
 
 
 def run(target: Callable[..., None], *args: object) -> int | None:
-    """Run a function in a process of its own and return its exit code."""
+    """Run a function in a separate process and return its exit code."""
     process = processes().Process(target=target, args=args)
     process.start()
     process.join(120)

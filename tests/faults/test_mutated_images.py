@@ -49,7 +49,7 @@ print(json.dumps({**kinds, "peak_mb": max(peak_resident_bytes(), apart) // 10**6
 
 
 def decoded(folder: Path, most_decode_s: float) -> dict[str, int]:
-    """Decode the files in a folder in a process of its own; return the outcomes."""
+    """Decode the files in a folder in a separate process; return the outcomes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(MOST_CORE_S), str(most_decode_s), str(folder)],

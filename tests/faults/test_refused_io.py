@@ -97,13 +97,13 @@ def play(place: Path) -> None:
             refuse(part, calls, number)
             try:
                 update_gallery(folder, [place / "photos"], embedder)
-                told = ["done", ""]
+                outcome = ["done", ""]
             except Exception as problem:
-                told = [type(problem).__name__, str(problem)]
+                outcome = [type(problem).__name__, str(problem)]
             refuse_nothing()
             before = verify_gallery(folder).problems
             live = update_gallery(folder, [place / "photos"], embedder).live
-            print(json.dumps([part, calls, number, *told, before, live]), flush=True)
+            print(json.dumps([part, calls, number, *outcome, before, live]), flush=True)
             shutil.rmtree(folder)
     for part, number in READING:
         refuse(part, "read", number)
@@ -111,11 +111,11 @@ def play(place: Path) -> None:
             with Gallery.open(place / "g.sbtk") as gallery:
                 row = np.ones(gallery.manifest.dim, dtype=np.float32)
                 answer = gallery.answer(row, 3, "codes")
-                told = ["done", " | ".join(answer.notices)]
+                outcome = ["done", " | ".join(answer.notices)]
         except Exception as problem:
-            told = [type(problem).__name__, str(problem)]
+            outcome = [type(problem).__name__, str(problem)]
         refuse_nothing()
-        print(json.dumps([part, "read", number, *told, [], 0]), flush=True)
+        print(json.dumps([part, "read", number, *outcome, [], 0]), flush=True)
 
 
 @pytest.fixture(scope="module")

@@ -46,18 +46,18 @@ def test_a_changed_file_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (tiny_itq(16, 8).to_bytes(), "makes 8 bits of 16 dimensions"),
         (tiny_itq(32, 16).to_bytes(), "makes 16 bits of 32 dimensions"),
         (b"no zip", "cannot be read"),
     ],
 )
-def test_a_file_of_something_else_is_refused(folder: Path, content: bytes, told: str) -> None:
+def test_a_file_of_something_else_is_refused(folder: Path, content: bytes, message: str) -> None:
     put(folder, "itq16.npz", content)
-    with pytest.raises(BadModel, match=told):
+    with pytest.raises(BadModel, match=message):
         Bundle.open(folder).itq(16)
-    with pytest.raises(BadModel, match=told):
+    with pytest.raises(BadModel, match=message):
         Bundle.open(folder).verify()
 
 

@@ -144,11 +144,11 @@ def test_a_signal_to_torchrun_leaves_a_checkpoint_to_resume(data: Path, tmp_path
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
-    _, told = running.communicate(timeout=60)
+    _, shown = running.communicate(timeout=60)
     assert running.returncode != 0
-    assert told.count("saving after this step") == 1
-    assert told.count("Interrupted.") + told.count("Terminated.") == 1
-    assert "Error:" not in [line[:6] for line in told.splitlines()]
+    assert shown.count("saving after this step") == 1
+    assert shown.count("Interrupted.") + shown.count("Terminated.") == 1
+    assert "Error:" not in [line[:6] for line in shown.splitlines()]
     assert load_state(last.parent)[1].updates > 0
 
 

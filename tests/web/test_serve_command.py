@@ -200,7 +200,7 @@ def test_other_machines_need_the_token_which_is_printed_once(shared: Workplace) 
 
 
 @pytest.mark.parametrize(
-    ("host", "shown", "told"),
+    ("host", "shown", "message"),
     [
         ("::1", "[::1]", ""),
         ("[::1]", "[::1]", ""),
@@ -209,7 +209,7 @@ def test_other_machines_need_the_token_which_is_printed_once(shared: Workplace) 
     ],
 )
 def test_serve_listens_on_the_given_address(
-    shared: Workplace, host: str, shown: str, told: str
+    shared: Workplace, host: str, shown: str, message: str
 ) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -224,8 +224,8 @@ def test_serve_listens_on_the_given_address(
         wait_until(lambda: urlopen(asked).status == 200)
         process.terminate()
         _, said = process.communicate(timeout=20)
-    assert told in said
-    assert ("other machines" in said) == bool(told)
+    assert message in said
+    assert ("other machines" in said) == bool(message)
 
 
 def test_a_given_token_is_required_and_not_printed(shared: Workplace) -> None:
@@ -268,7 +268,7 @@ def test_a_missing_browser_is_reported(shared: Workplace, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (["--gallery", "none.sbtk"], 1, "sbtk index PHOTOS --gallery none.sbtk"),
         (["--model", "no-such-model"], 1, "no-such-model"),
@@ -290,7 +290,7 @@ def test_errors_at_the_start_are_reported(
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     code: int,
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("SBTK_GALLERY", "SBTK_TOKEN", "SBTK_DEBUG"):
@@ -299,7 +299,7 @@ def test_errors_at_the_start_are_reported(
     usual = ["--gallery", str(shared.gallery), "--port", "0", "--model", str(shared.bundle)]
     assert main(["serve", *usual, "--quiet", *arguments]) == code
     shown = capsys.readouterr()
-    assert told in shown.err
+    assert message in shown.err
     assert "Traceback" not in shown.err
 
 

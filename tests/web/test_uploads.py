@@ -139,11 +139,11 @@ def test_health_reports_a_stuck_worker_and_its_recovery(
         try:
             while (answer := asyncio.run(health("a-long-token"))).status_code == 200:
                 pass
-            told = answer.json()
-            assert (answer.status_code, told["status"]) == (503, "stuck")
-            assert told["stuck_s"] > 0
-            assert told["problem"]["code"] == "stuck"
-            assert "'query'" in told["problem"]["message"]
+            body = answer.json()
+            assert (answer.status_code, body["status"]) == (503, "stuck")
+            assert body["stuck_s"] > 0
+            assert body["problem"]["code"] == "stuck"
+            assert "'query'" in body["problem"]["message"]
             public = asyncio.run(health(None))
             assert public.status_code == 503
             assert set(public.json()) == {"status", "stuck_s"}

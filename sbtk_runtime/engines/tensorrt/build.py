@@ -134,7 +134,7 @@ def build_plan(
 ) -> BuiltPlan:
     """Return a plan of the model with one optimisation profile.
 
-    The build runs in a thread of its own. Ctrl-C, or any exception from `progress`, stops the
+    The build runs in a separate thread. Ctrl-C, or any exception from `progress`, stops the
     build at its next step and is raised again after that.
 
     Args:
@@ -420,7 +420,7 @@ class BuildWatch:
         self._phases: dict[str, _Phase] = {}
 
     def enter(self, stage: str) -> None:
-        """Set what the build waits for until TensorRT reports phases of its own."""
+        """Set what the build waits for until TensorRT reports its own phases."""
         with self._lock:
             self._stage = stage
 

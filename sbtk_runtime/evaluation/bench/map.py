@@ -197,8 +197,8 @@ def find_earlier_runs(path: Path, model_sha256: str) -> list[str]:
 
 def _describe_protocol(of: str, rules: Protocol, queries: int, photos: int) -> str:
     setting = f" ({rules.setting_words})" if rules.setting_words else ""
-    asked = f"{queries:,} {'sketches' if rules.queries == 'sketch' else 'photos'}"
-    return f"{of}{setting}: {asked} against {photos:,} photos; {rules.ranking}"
+    counted = f"{queries:,} {'sketches' if rules.queries == 'sketch' else 'photos'}"
+    return f"{of}{setting}: {counted} against {photos:,} photos; {rules.ranking}"
 
 
 def _model_sha256(embedder: Embedder) -> str:

@@ -1,4 +1,4 @@
-"""Memory of an engine, measured in a process of its own.
+"""Memory of an engine, measured in a separate process.
 
     python -m sbtk_runtime.evaluation.bench.memory '{"bundle": "...", "options": {...}, ...}'
 
@@ -86,9 +86,9 @@ def measure_memory(folder: Path, options: EngineOptions, batches: Sequence[int])
 
 def main() -> None:
     """Measure the memory of this process and print it as JSON."""
-    asked = json.loads(sys.argv[1])
-    options = EngineOptions(**asked["options"])
-    memory = measure_this_process(Path(asked["bundle"]), options, asked["batches"])
+    request = json.loads(sys.argv[1])
+    options = EngineOptions(**request["options"])
+    memory = measure_this_process(Path(request["bundle"]), options, request["batches"])
     print(json.dumps(asdict(memory)))
 
 

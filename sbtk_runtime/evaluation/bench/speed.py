@@ -40,7 +40,7 @@ class Speed:
             device, the median over rounds.
         times_floor: time relative to that of the multiplications alone.
         h2d_ms, compute_ms, d2h_ms: medians of a run's parts, by the GPU's clock.
-        peak_memory_bytes: peak resident memory of a process of its own, up to this batch.
+        peak_memory_bytes: peak resident memory of a separate process, up to this batch.
         device_memory_bytes: GPU memory of such a process.
         map_all: mAP@all on held-out seen classes.
         map_difference: `map_all` minus that of the reference, which is FP32 if available.

@@ -105,16 +105,16 @@ def test_a_model_without_a_domain_input_accepts_either_kind(plain: Bundle, name:
 
 
 @pytest.mark.parametrize("name", ON_A_CPU)
-@pytest.mark.parametrize("told", [None, "domain"])
+@pytest.mark.parametrize("declared", [None, "domain"])
 def test_a_manifest_that_disagrees_with_the_model_is_refused(
-    tmp_path: Path, name: str, told: str | None
+    tmp_path: Path, name: str, declared: str | None
 ) -> None:
-    folder = tiny_bundle(tmp_path / "tiny", has_domain=told is None)
-    write_tiny_manifest(folder, domain_input=told)
+    folder = tiny_bundle(tmp_path / "tiny", has_domain=declared is None)
+    write_tiny_manifest(folder, domain_input=declared)
     with pytest.raises(BadModel) as caught:
         open_engine(Bundle.open(folder), EngineOptions(engine=name))
-    assert ("domain: tensor(float)" in caught.value.found) == (told is None)
-    assert ("domain: tensor(float)" in caught.value.expected) == (told is not None)
+    assert ("domain: tensor(float)" in caught.value.found) == (declared is None)
+    assert ("domain: tensor(float)" in caught.value.expected) == (declared is not None)
     assert "manifest" in caught.value.expected
 
 
@@ -204,29 +204,29 @@ def test_the_kind_is_copied_only_when_it_changes(
     assert not machine.alive()
 
 
-@pytest.mark.parametrize("told", [None, "domain"])
+@pytest.mark.parametrize("declared", [None, "domain"])
 def test_no_plan_is_built_if_the_manifest_contradicts_the_model(
-    machine: FakeMachine, tmp_path: Path, told: str | None
+    machine: FakeMachine, tmp_path: Path, declared: str | None
 ) -> None:
-    folder = tiny_bundle(tmp_path / "tiny", has_domain=told is None)
-    write_tiny_manifest(folder, domain_input=told)
+    folder = tiny_bundle(tmp_path / "tiny", has_domain=declared is None)
+    write_tiny_manifest(folder, domain_input=declared)
     with pytest.raises(BadModel, match="takes images: UINT8") as caught:
         opened(Bundle.open(folder), machine.world.surface)
-    assert ("domain: FLOAT (any)" in caught.value.expected) == (told is not None)
+    assert ("domain: FLOAT (any)" in caught.value.expected) == (declared is not None)
 
 
-@pytest.mark.parametrize("told", [None, "domain"])
+@pytest.mark.parametrize("declared", [None, "domain"])
 def test_a_cached_plan_is_checked_against_the_manifest_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, declared: str | None
 ) -> None:
     fake_machine(monkeypatch, SURFACES[0])
-    folder = tiny_bundle(tmp_path / "tiny", has_domain=told is None)
+    folder = tiny_bundle(tmp_path / "tiny", has_domain=declared is None)
     trt = find_tensorrt(SURFACES[0].module)
     ready_plan(Bundle.open(folder), "fp32", trt, find_device("cuda"), BuildSettings(1, 4, 8))
-    write_tiny_manifest(folder, domain_input=told)
+    write_tiny_manifest(folder, domain_input=declared)
     with pytest.raises(BadModel, match="the plan has INPUT") as caught:
         opened(Bundle.open(folder), SURFACES[0])
-    assert ("domain: FLOAT (-1,)" in caught.value.expected) == (told is not None)
+    assert ("domain: FLOAT (-1,)" in caught.value.expected) == (declared is not None)
 
 
 def test_a_new_plan_is_compared_on_both_kinds(

@@ -55,14 +55,14 @@ def test_every_rule_is_in_the_description() -> None:
         "its own mean, rotation as released; expected value over all orders of equal scores; "
         "duplicate photos kept"
     )
-    told = json.loads(json.dumps(protocol.to_json()))
-    assert told["codes"] == {
+    loaded = json.loads(json.dumps(protocol.to_json()))
+    assert loaded["codes"] == {
         "bits": 64,
         "fitted_on": "queries",
         "rotation": "released",
         "fitted_rows": 525,
     }
-    assert told["split"] == "SK-SH"
+    assert loaded["split"] == "SK-SH"
     words = {
         Protocol(distance="hamming", codes=CodeRule(64, on)).ranking
         for on in ("gallery", "training", "queries", "bundle")

@@ -217,7 +217,7 @@ def _is_done(action: Callable[[], object]) -> bool:
     """Return whether it was done; anything but an error of sbtk's own goes through."""
     try:
         action()
-    except SbtkError as told:
-        assert told.found
+    except SbtkError as problem:
+        assert problem.found
         return False
     return True

@@ -169,10 +169,10 @@ def test_partly_readable_photos_are_recorded_also_for_their_copies(
     manifest = published_manifest(folder)
     with closing(CatalogueView(folder, manifest.generation, manifest.snapshot)) as view:
         partial = {Path(photo.path).stem: photo.partial for photo in view.photos()}
-    told = partial["cut"]
-    assert told is not None
-    assert "partly readable" in told
-    assert partial == {"whole": None, "see-through": None, "cut": told, "cut again": told}
+    reason = partial["cut"]
+    assert reason is not None
+    assert "partly readable" in reason
+    assert partial == {"whole": None, "see-through": None, "cut": reason, "cut again": reason}
     (photos / f"cut.{form}").rename(photos / f"moved.{form}")
     update_gallery(folder, [photos], embedder)
     manifest = published_manifest(folder)

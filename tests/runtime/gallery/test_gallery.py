@@ -152,15 +152,15 @@ def test_photos_find_themselves_and_sketches_find_something(
 ) -> None:
     photos = write_photos(tmp_path / "photos", 20)
     sketch = write_sketch(tmp_path / "sketch.png")
-    told: list[tuple[int, int | None]] = []
+    messages: list[tuple[int, int | None]] = []
     report = update_gallery(
         tmp_path / "g.sbtk",
         [tmp_path / "photos"],
         embedder,
-        progress=lambda done, total, rate: told.append((done, total)),
+        progress=lambda done, total, rate: messages.append((done, total)),
     )
     assert counts(report) == {"new": 20, "live": 20}
-    assert told == [(done, 20) for done in range(1, 21)]
+    assert messages == [(done, 20) for done in range(1, 21)]
     assert report.timings["files"] == 20
     with Gallery.open(tmp_path / "g.sbtk") as gallery:
         for photo in photos[:3]:

@@ -156,5 +156,5 @@ def test_every_error_of_zipfile_counts_as_damage(tmp_path: Path, vectors: Vector
             path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
             try:
                 load_neighbours(tmp_path, DIM)
-            except BadGallery as told:
-                assert told.next_step
+            except BadGallery as problem:
+                assert problem.next_step

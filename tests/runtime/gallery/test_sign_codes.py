@@ -245,7 +245,7 @@ def test_the_centre_is_updated_after_many_changes(tmp_path: Path, is_far: bool) 
     first /= np.linalg.norm(first, axis=1, keepdims=True)
     manifest = gallery_of(folder, first.astype(np.float32))
     vectors = Vectors(folder / "vectors", DIM)
-    told: list[str] = []
+    messages: list[str] = []
     with Catalogue(folder, 2) as catalogue:
         for batch in vectors.append(50, unit_rows(150, DIM, seed=2)):
             catalogue.commit([], [], [batch])
@@ -254,13 +254,15 @@ def test_the_centre_is_updated_after_many_changes(tmp_path: Path, is_far: bool) 
             "size_bytes, mtime_ns, ctime_ns, inode, sha256, row + 50 * n, partial FROM photos, "
             "(SELECT 1 AS n UNION SELECT 2 UNION SELECT 3)"
         )
-        record = sign_codes.update_codes(folder, catalogue, vectors, manifest.codes, told.append)
+        record = sign_codes.update_codes(
+            folder, catalogue, vectors, manifest.codes, messages.append
+        )
     assert (record.folder, record.rows, record.centred_rows) == (
         "codes-2" if is_far else "codes-1",
         200,
         200,
     )
-    assert bool(told) == is_far
+    assert bool(messages) == is_far
     codes = SignCodes.load(folder, record, DIM, is_hashed=True)
     assert drift(codes.rotation, vectors, np.arange(200)) < sign_codes.MOST_DRIFT
 
@@ -298,10 +300,10 @@ def test_unusable_codes_are_reported_and_rebuilt(
         assert gallery.notices == [notice]
     (problem,) = verify_gallery(folder).problems
     assert name in problem
-    told: list[str] = []
-    report = update_gallery(folder, [photos], embedder, notify=told.append)
+    messages: list[str] = []
+    report = update_gallery(folder, [photos], embedder, notify=messages.append)
     assert (report.new, report.unchanged) == (0, 9)
-    assert any("made again" in text for text in told)
+    assert any("made again" in text for text in messages)
     assert codes_of(folder).folder == "codes-2"
     assert verify_gallery(folder).problems == ()
 

@@ -151,10 +151,12 @@ def test_indexing_a_very_large_gallery_mentions_the_missing_graph_once(
     tmp_path: Path, without: object
 ) -> None:
     write_photos(tmp_path / "photos", 5)
-    told: list[str] = []
+    messages: list[str] = []
     with Embedder(tiny_bundle(tmp_path / "b"), engine="onnxruntime", threads=1) as embedder:
-        update_gallery(tmp_path / "gallery", [tmp_path / "photos"], embedder, notify=told.append)
-    assert sum(INSTALL in text for text in told) == 1
+        update_gallery(
+            tmp_path / "gallery", [tmp_path / "photos"], embedder, notify=messages.append
+        )
+    assert sum(INSTALL in text for text in messages) == 1
 
 
 @pytest.mark.slow

@@ -222,17 +222,17 @@ def test_too_few_classes_for_the_defaults_are_reported_with_the_options(
     data = open_dataset(root)
     split = Split("x", ("c0",))
     check = check_data(data, [split])
-    told = [line for line in check.notices() if "unless you lower --validation-classes" in line]
+    notices = [line for line in check.notices() if "unless you lower --validation-classes" in line]
     assert check.problems() == []
     if way_out:
-        (line,) = told
+        (line,) = notices
         assert line.endswith(f": --validation-classes {way_out}")
         count = int(way_out.split()[0])
         assert len(divide(data.images, split, seed=0, validation_classes=count).training.classes)
         with pytest.raises(BadData, match="at least 13"):
             divide(data.images, split, seed=0)
     else:
-        assert told == []
+        assert notices == []
         divide(data.images, split, seed=0)
 
 
@@ -267,8 +267,8 @@ def test_one_photo_in_two_classes_is_reported_with_both(tmp_path: Path) -> None:
 def test_data_too_small_to_export_are_reported_with_and_without_a_split(tmp_path: Path) -> None:
     data = open_dataset(write_dataset(tmp_path, sketches=4, photos=4))
     for splits in ([], [Split("x", ("arch",))]):
-        told = [line for line in check_data(data, splits).notices() if "sbtk export" in line]
-        assert len(told) == 1
-        assert "sbtk export will refuse a model of these data" in told[0]
+        notices = [line for line in check_data(data, splits).notices() if "sbtk export" in line]
+        assert len(notices) == 1
+        assert "sbtk export will refuse a model of these data" in notices[0]
     larger = open_dataset(write_dataset(tmp_path / "larger", sketches=6, photos=6))
     assert not any("sbtk export" in line for line in check_data(larger, []).notices())

@@ -350,7 +350,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="cannot be read"), open_wordnet():
         pass
     (folder / "index.noun").unlink()
-    with pytest.raises(BadData, match=r"not a whole WordNet(.|\n)*index\.noun"), open_wordnet():
+    with pytest.raises(BadData, match=r"not a complete WordNet(.|\n)*index\.noun"), open_wordnet():
         pass
 
 

@@ -52,7 +52,7 @@ def averaged(folders: tuple[Path, ...], target: Path) -> tuple[dict[str, Any], l
 
 
 class Mean(NamedTuple):
-    """The mean of both runs, as it was written and told of."""
+    """The mean of both runs, as it was written and reported."""
 
     folder: Path
     record: dict[str, Any]
@@ -91,11 +91,11 @@ def test_the_record_names_the_parts_and_exports_as_a_run(
     assert [part["epoch"] for part in record["averaged"]] == [1, 1]
     facts = collect_facts(load_run(folder))
     assert facts.metrics["validation_map"]["value"] == record["best"]["validation_map"]
-    # The recipe of both is told once; what one part alone has is told of it and not of the mean.
+    # A common recipe is listed once; values of only one run are listed with that run.
     assert facts.training["recipe"]["name"] == "sbtk"
     assert "epochs_done" not in facts.training
-    for told, part in zip(facts.training["averaged"], record["averaged"], strict=True):
-        assert told == {key: value for key, value in part.items() if key != "recipe"}
+    for listed, part in zip(facts.training["averaged"], record["averaged"], strict=True):
+        assert listed == {key: value for key, value in part.items() if key != "recipe"}
 
 
 def test_an_average_of_averages_says_so(
@@ -208,9 +208,9 @@ def test_the_command_prints_the_new_run_and_keeps_an_old_one(
 ) -> None:
     target = tmp_path / "mean"
     assert main(["average", *map(str, runs), "--out", str(target), "--threads", "1"]) == 0
-    told = capsys.readouterr()
-    assert told.out == f"{target}\n"
-    assert f"next: sbtk export {target}" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == f"{target}\n"
+    assert f"next: sbtk export {target}" in printed.err
     before = (target / STUDENT).read_bytes()
     assert main(["average", *map(str, runs), "--out", str(target)]) == 2
     assert "exists and is not empty" in capsys.readouterr().err
@@ -224,12 +224,12 @@ def test_json_has_the_metrics_and_the_runs(
     words = ["average", *map(str, runs), "--out", str(target), "--threads", "1", "--json"]
     assert main(words) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    told = json.loads(line, parse_constant=pytest.fail)
+    shown = json.loads(line, parse_constant=pytest.fail)
     record = json.loads((target / RECORD).read_text())
-    assert told["folder"] == str(target)
-    assert told["best"]["validation_map"] == record["best"]["validation_map"]
-    assert [part["run"] for part in told["averaged"]] == ["a", "b"]
-    assert told["student_sha256"] == record["student_sha256"]
+    assert shown["folder"] == str(target)
+    assert shown["best"]["validation_map"] == record["best"]["validation_map"]
+    assert [part["run"] for part in shown["averaged"]] == ["a", "b"]
+    assert shown["student_sha256"] == record["student_sha256"]
 
 
 def test_a_refused_average_leaves_no_folder(

@@ -127,7 +127,7 @@ def test_a_run_trains_on_all_seen_classes_and_is_selected_by_held_out_images(
     assert read_config(runs[0]).validation_classes == 0
     rule = collect_facts(load_run(runs[0])).metrics["held_out_accuracy"]["rule"]
     assert "held-out sketches and photos" in rule
-    assert "chose the epoch" in rule
+    assert "used to select the epoch" in rule
 
 
 def test_runs_without_validation_classes_are_averaged(

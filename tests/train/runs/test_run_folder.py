@@ -147,14 +147,14 @@ def test_a_disk_that_fills_while_saving_is_named_with_the_bytes_and_a_command_th
 
     with pytest.raises(DiskFull) as caught:
         train(tiny_config(data, epochs=3, **knobs), folder, fill)
-    told = caught.value
-    assert f"no space left on the disk at {small_disk}" in told.found
-    assert "bytes needed" in told.found
-    assert told.next_step == f"free some space, then: sbtk train --resume {folder}"
+    error = caught.value
+    assert f"no space left on the disk at {small_disk}" in error.found
+    assert "bytes needed" in error.found
+    assert error.next_step == f"free some space, then: sbtk train --resume {folder}"
     assert load_state(folder)[1].epoch >= 1
     assert not [path for path in folder.iterdir() if ".tmp-" in path.name]
     ballast.unlink()
-    words = told.next_step.partition("then: sbtk ")[2].split()
+    words = error.next_step.partition("then: sbtk ")[2].split()
     assert main(words) == 0, capsys.readouterr().err
     assert load_state(folder)[1].epoch == 3
 

@@ -87,21 +87,21 @@ def test_a_profile_can_have_a_single_batch_size(rtx: TensorRt) -> None:
 
 
 def test_progress_shows_time_and_the_current_phase(rtx: TensorRt) -> None:
-    told: list[BuildProgress] = []
+    messages: list[BuildProgress] = []
     # The pretrained model takes long enough to be looked at.
     onnx_bytes = Bundle.open("sbtknet-sketchy").read_onnx("fp16", "tensorrt")
-    build_plan(rtx, onnx_bytes, SETTINGS, progress=told.append)
-    assert told
-    times = [progress.elapsed_s for progress in told]
+    build_plan(rtx, onnx_bytes, SETTINGS, progress=messages.append)
+    assert messages
+    times = [progress.elapsed_s for progress in messages]
     assert times == sorted(times)
     assert times[-1] > 0
-    assert all(progress.waiting_for for progress in told)
-    in_a_phase = [progress for progress in told if progress.total]
+    assert all(progress.waiting_for for progress in messages)
+    in_a_phase = [progress for progress in messages if progress.total]
     assert in_a_phase
     for progress in in_a_phase:
         assert 0 <= progress.done <= progress.total
         assert f"{progress.phase}: {progress.done} of {progress.total}" in progress.sentence()
-    assert all(re.match(r"\d+ s.*, waiting for .+", p.sentence()) for p in told)
+    assert all(re.match(r"\d+ s.*, waiting for .+", p.sentence()) for p in messages)
 
 
 def test_progress_shows_the_innermost_phase() -> None:

@@ -287,11 +287,11 @@ def test_a_killed_build_leaves_no_usable_plan(rtx: TensorRt, bundle: Bundle, hom
 
 
 def test_a_second_builder_waits_and_says_so(rtx: TensorRt, bundle: Bundle, home: Path) -> None:
-    told: list[BuildProgress] = []
+    messages: list[BuildProgress] = []
     is_waiting = threading.Event()
 
     def progress(state: BuildProgress) -> None:
-        told.append(state)
+        messages.append(state)
         is_waiting.set()
 
     with PlanCache(cache_folder()).lock():
@@ -305,7 +305,7 @@ def test_a_second_builder_waits_and_says_so(rtx: TensorRt, bundle: Bundle, home:
         time.sleep(0.1)
         assert PlanCache(cache_folder()).entries() == []
     build.join(60)
-    assert "another sbtk" in told[0].waiting_for
+    assert "another sbtk" in messages[0].waiting_for
     assert len(PlanCache(cache_folder()).entries()) == 1
 
 

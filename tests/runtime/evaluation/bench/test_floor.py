@@ -44,7 +44,7 @@ KINDS: tuple[ProductKind, ...] = ("int8", "fp32")
 SIZES = (32, 64)
 _ROOT = Path(__file__).parents[4]
 
-# Runs in a process of its own, since the instruction set is chosen at its start.
+# Runs in a separate process, since the instruction set is chosen at its start.
 _COMPARE = """
 from tests.runtime.evaluation.bench.test_floor import SIZES, furthest_from_numpy
 print(furthest_from_numpy("int8", SIZES))

@@ -1,4 +1,4 @@
-"""The memory of an engine, in a process of its own."""
+"""The memory of an engine, in a separate process."""
 
 from __future__ import annotations
 
