@@ -18,7 +18,7 @@ from pathlib import Path
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.errors import BadGallery, ModelMismatch
+from sbtk_runtime.errors import BadGallery, GalleryBusy, ModelMismatch
 from sbtk_runtime.files import (
     atomic_path,
     disk_full_explained,
@@ -28,6 +28,7 @@ from sbtk_runtime.files import (
     write_error,
 )
 from sbtk_runtime.gallery.catalogue import CatalogueView, Origin
+from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Shards, Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME, damaged
 from sbtk_runtime.gallery.writer import Catalogue
@@ -45,6 +46,8 @@ LOCK_NAME = ".lock"
 #: Folders of sign codes: `codes-<generation>`.
 CODES_PREFIX = "codes-"
 FAILURES_NAME = "failures.jsonl"
+
+_ATTEMPTS = 5
 
 
 def published_manifest(folder: Path) -> GalleryManifest:
@@ -414,46 +417,46 @@ def require_codes(folder: Path, bundle: Bundle, bits: int | None) -> None:
 
 
 def check_bits(
-    folder: Path, kept: GalleryManifest | Origin, asked: int | None, photos: str = "PHOTOS"
+    folder: Path, kept: GalleryManifest | Origin, requested: int | None, photos: str = "PHOTOS"
 ) -> None:
-    """Check that a gallery has codes of `asked` bits; `None` accepts any gallery.
+    """Check that a gallery has codes of `requested` bits; `None` accepts any gallery.
 
     Raises:
         BadGallery: it does not; the message has the command that creates such a gallery of
             `photos`.
     """
-    if asked in (None, kept.bits):
+    if requested in (None, kept.bits):
         return
     what = "embeddings" if kept.bits is None else f"{kept.bits}-bit codes"
-    other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{asked}bit.sbtk")
+    other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{requested}bit.sbtk")
     raise BadGallery(
-        f"{printable_name(folder)} keeps {what}, not {asked}-bit codes",
+        f"{printable_name(folder)} keeps {what}, not {requested}-bit codes",
         "the same for all photos of a gallery, as it was made",
-        f"sbtk index {photos} --bits {asked} --gallery {shlex.quote(printable_name(other))}",
+        f"sbtk index {photos} --bits {requested} --gallery {shlex.quote(printable_name(other))}",
     )
 
 
 def check_shard(
     folder: Path,
     kept: GalleryManifest | Origin,
-    asked: PhotoShard | None,
+    requested: PhotoShard | None,
     photos: str = "PHOTOS",
 ) -> None:
-    """Check that a gallery has the shard `asked`; `None` accepts any gallery.
+    """Check that a gallery has the shard `requested`; `None` accepts any gallery.
 
     Raises:
         BadGallery: it has another shard, or all photos; the message has the command that creates
             such a gallery of `photos`.
     """
-    if asked is None or asked == kept.shard:
+    if requested is None or requested == kept.shard:
         return
     what = "all photos" if kept.shard is None else f"shard {kept.shard}"
     stem = folder.name.removesuffix(".sbtk")
-    other = folder.with_name(f"{stem}-{asked.index}-of-{asked.count}.sbtk")
+    other = folder.with_name(f"{stem}-{requested.index}-of-{requested.count}.sbtk")
     raise BadGallery(
-        f"{printable_name(folder)} holds {what}, not shard {asked}",
+        f"{printable_name(folder)} holds {what}, not shard {requested}",
         "one gallery for each shard",
-        f"sbtk index {photos} --shard {asked} --gallery {shlex.quote(printable_name(other))}",
+        f"sbtk index {photos} --shard {requested} --gallery {shlex.quote(printable_name(other))}",
     )
 
 
@@ -474,3 +477,43 @@ def relative_path(path: bytes, root: bytes) -> bytes:
     if path == root:
         return path.rpartition(b"/")[2]
     return path[len(root.rstrip(b"/")) + 1 :]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An open generation.
+
+    Attributes:
+        manifest: of the generation.
+        view: its photos.
+        rows: their embeddings or codes.
+        check: of their checksums.
+    """
+
+    manifest: GalleryManifest
+    view: CatalogueView
+    rows: Vectors | CodeShards
+    check: RowCheck
+
+
+@contextlib.contextmanager
+def open_generation(folder: Path, note: Callable[[str], None]) -> Iterator[Generation]:
+    """Yield the newest published generation, which later writes do not change.
+
+    `note` is called with sentences about damaged files of the gallery.
+
+    Raises:
+        BadGallery: there is no gallery, or it is damaged beyond reading.
+        GalleryBusy: it changes faster than it can be opened.
+    """
+    for _ in range(_ATTEMPTS):
+        manifest, view = open_published(folder, note)
+        with closing(view), closing(open_rows(folder, manifest.dim, manifest.bits)) as rows:
+            rows.hold()
+            # A writer that published in between may have removed shards before they were held.
+            if read_gallery_manifest(folder) == manifest:
+                yield Generation(manifest, view, rows, RowCheck(view, rows))
+                return
+    raise GalleryBusy(
+        f"{printable_name(folder)} changes faster than it can be read", "", "try again"
+    )

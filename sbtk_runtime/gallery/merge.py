@@ -23,7 +23,9 @@ from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporar
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
 from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
+    Generation,
     make_folder,
+    open_generation,
     open_published,
     open_rows,
     published_manifest,
@@ -31,7 +33,6 @@ from sbtk_runtime.gallery.folder import (
     vacuum,
     write_failures,
 )
-from sbtk_runtime.gallery.generation import Generation, open_generation
 from sbtk_runtime.gallery.publish import publish
 from sbtk_runtime.gallery.region_rows import RegionRows, load_regions
 from sbtk_runtime.gallery.rows import CodeShards, RowBytes, Vectors

@@ -1,4 +1,4 @@
-"""Push a generation of a gallery to a search engine: what is new or changed, and what is gone.
+"""Push a generation of a gallery to a search engine: new and changed photos, and deletions.
 
 What is there already is compared by ids and stamps, so a push that was killed resumes, and pushing
 again changes nothing. Only photos of the gallery's own sources and shard are deleted.
@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.folder import relative_path, roots_above
-from sbtk_runtime.gallery.generation import Generation, open_generation
+from sbtk_runtime.gallery.folder import Generation, open_generation, relative_path, roots_above
 from sbtk_runtime.gallery.photo_filter import ALL_PHOTOS
 from sbtk_runtime.gallery.remote import (
     MOST_FOLDERS,
@@ -212,7 +211,7 @@ class _Push:
         self._folders: Counter[str] = Counter()
 
     def run(self, info: CollectionInfo, done: int, roots: frozenset[bytes]) -> Counter[str]:
-        """Push the photos, and return how many were treated how; `done` counts earlier sources."""
+        """Push the photos, and return the counts; `done` is the number of earlier photos."""
         shard = self._generation.manifest.shard or WHOLE
         total = self._generation.manifest.live
         with (
@@ -262,7 +261,7 @@ class _Push:
         local.execute("COMMIT")
 
     def _compare(self, local: sqlite3.Connection, writer: RemoteWriter) -> None:
-        """Note which photos are there as they should be, and which should not be there."""
+        """Note which photos are up to date there, and which must be deleted."""
         local.execute("BEGIN")
         for number, stamp in writer.stamps():
             query = "UPDATE wanted SET is_there = (stamp = ?) WHERE id = ?"
