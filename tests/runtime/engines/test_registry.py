@@ -254,37 +254,54 @@ def test_an_installation_without_files_is_recognised(bundle: Bundle, tmp_path: P
     assert "pip uninstall onnxruntime onnxruntime-gpu" in answers[0]
 
 
+FAULTS = [
+    ("two inputs", r"takes images: .* and domain: tensor\(int64\)"),
+    ("float input", r"takes images: tensor\(float\) \(\?, 224, 224, 3\)"),
+    ("other input name", r"takes pixels: tensor\(uint8\)"),
+    ("fixed batch", r"takes images: tensor\(uint8\) \(1, 224, 224, 3\)"),
+    ("planes first", r"takes images: tensor\(uint8\) \(\?, 3, 224, 224\)"),
+    ("two outputs", r"returns embeddings: .* and flat: "),
+    ("int8 output", r"returns embeddings: tensor\(int8\)"),
+    ("other rank", r"returns embeddings: tensor\(float\) \(\?, 16, 1\)"),
+    ("other dim", r"returns embeddings: tensor\(float\) \(\?, 8\)"),
+    ("dynamic rank", r"returns embeddings: tensor\(float\) \(\)"),
+    ("undeclared other dim", r"returns \(1, 8\) for 1 images"),
+    ("unknown operator", "refuses .*Conjure"),
+    ("cut", "truncated or not an ONNX model|refuses"),
+    ("empty", "is empty"),
+    ("text", "truncated or not an ONNX model"),
+]
+# The faults that OpenVINO reports in the same words.
+OPENVINO_FAULTS = (
+    *("float input", "fixed batch", "other dim", "int8 output", "dynamic rank"),
+    *("unknown operator", "cut", "empty"),
+)
+
+
 @pytest.mark.parametrize(
-    ("fault", "complaint"),
+    ("engine", "fault", "complaint"),
     [
-        ("two inputs", r"takes images: .* and domain: tensor\(int64\)"),
-        ("float input", r"takes images: tensor\(float\)"),
-        ("other input name", r"takes pixels: tensor\(uint8\)"),
-        ("fixed batch", r"takes images: tensor\(uint8\) \(1, 224, 224, 3\)"),
-        ("planes first", r"takes images: tensor\(uint8\) \(\?, 3, 224, 224\)"),
-        ("two outputs", r"returns embeddings: .* and flat: "),
-        ("int8 output", r"returns embeddings: tensor\(int8\)"),
-        ("other rank", r"returns embeddings: tensor\(float\) \(\?, 16, 1\)"),
-        ("other dim", r"returns embeddings: tensor\(float\) \(\?, 8\)"),
-        ("dynamic rank", r"returns embeddings: tensor\(float\) \(\)"),
-        ("other dim, not told", r"returns \(1, 8\) for 1 images"),
-        ("unknown operator", "refuses"),
-        ("cut", "truncated or not an ONNX model|refuses"),
-        ("empty", "is empty"),
-        ("text", "truncated or not an ONNX model"),
+        *(("onnxruntime", fault, complaint) for fault, complaint in FAULTS),
+        *(("openvino", *fault) for fault in FAULTS if fault[0] in OPENVINO_FAULTS),
+        ("openvino", "two used inputs", FAULTS[0][1]),
     ],
 )
 def test_models_with_other_inputs_or_outputs_are_refused(
-    tmp_path: Path, fault: str, complaint: str
+    tmp_path: Path, engine: str, fault: str, complaint: str
 ) -> None:
+    pytest.importorskip(engine)
     folder = tiny_bundle(tmp_path / "tiny")
-    path = folder / "model.int8.onnx"
-    path.write_bytes(_faulty(fault))
+    (folder / "model.int8.onnx").write_bytes(_faulty(fault))
     write_tiny_manifest(folder)
+    bundle = Bundle.open(folder)
     with pytest.raises(BadModel, match=complaint) as caught:
-        open_engine(Bundle.open(folder), EngineOptions(engine="onnxruntime"))
+        open_engine(bundle, EngineOptions(engine=engine))
     assert caught.value.expected
-    assert open_engine(Bundle.open(folder), EngineOptions(precision="fp32")).info.dim == 16
+    if engine == "openvino":
+        # And not "no engine works": the model is at fault, whichever engine is used.
+        with pytest.raises(BadModel):
+            open_engine(bundle, EngineOptions(device="cpu"))
+    assert open_engine(bundle, EngineOptions(engine, "fp32")).info.dim == 16
 
 
 def test_truncated_models_are_refused_and_never_crash(tmp_path: Path) -> None:
@@ -379,6 +396,10 @@ def _faulty(fault: str) -> bytes:
     images, embeddings = graph.input[0], graph.output[0]
     if fault == "two inputs":
         graph.input.append(helper.make_tensor_value_info("domain", TensorProto.INT64, ["batch"]))
+    elif fault == "two used inputs":
+        graph.input.append(helper.make_tensor_value_info("domain", TensorProto.INT64, [1]))
+        _append(graph, helper.make_node("Cast", ["domain"], ["number"], to=TensorProto.FLOAT))
+        graph.node.append(helper.make_node("Add", ["unit", "number"], ["embeddings"]))
     elif fault == "float input":
         images.type.tensor_type.elem_type = TensorProto.FLOAT
     elif fault == "other input name":
@@ -408,7 +429,7 @@ def _faulty(fault: str) -> bytes:
     elif fault == "dynamic rank":
         _append(graph, helper.make_node("Squeeze", ["unit"], ["embeddings"]))
         embeddings.CopyFrom(helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, None))
-    elif fault == "other dim, not told":
+    elif fault == "undeclared other dim":
         model = tiny_model(dim=8)
         model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "dim"
         _hide_width(model.graph)
