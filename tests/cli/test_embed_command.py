@@ -97,7 +97,7 @@ def test_a_list_from_a_pipe_may_contain_any_bytes(
         (["embed", "sketch.png", "--as", "sketch", "-o", "no/out.npz"], 2, "no/out.npz"),
     ],
 )
-def test_what_cannot_be_done_says_so(
+def test_errors_say_what_cannot_be_done(
     workplace: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],

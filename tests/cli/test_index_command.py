@@ -337,7 +337,7 @@ def test_usage_errors_have_exit_code_2(
         (["index", "--list-failed", "--gallery", "g h"], "--gallery 'g h'"),
     ],
 )
-def test_what_cannot_be_done_says_so(
+def test_errors_say_what_cannot_be_done(
     workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     (workplace / "empty").mkdir()

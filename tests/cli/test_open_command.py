@@ -159,7 +159,7 @@ def test_the_error_names_what_cannot_be_opened(
     assert not (tmp_path / "home").exists()
 
 
-def test_each_set_of_folders_has_a_gallery_of_its_own(
+def test_each_set_of_folders_has_its_own_gallery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sbtk_cli.open import default_gallery

@@ -144,7 +144,7 @@ def test_reranking_is_refused(there: ServeProcess) -> None:
 
 
 @pytest.mark.kill
-def test_unmounted_photos_have_no_thumbnails_and_the_server_survives_a_crash_of_the_database(
+def test_the_server_survives_unmounted_photos_and_a_crash_of_the_database(
     server: PostgresServer, url: str, shared: Workplace, tmp_path: Path
 ) -> None:
     words = ("--model", str(shared.bundle), *ENGINE, "--at", url)

@@ -296,7 +296,7 @@ def test_unknown_synsets_have_no_hypernyms(opened: WordNet) -> None:
         ("present", None),
     ],
 )
-def test_a_class_name_stands_for_its_first_sense(
+def test_a_class_name_means_its_first_sense_in_wordnet(
     opened: WordNet, name: str, synset: int | None
 ) -> None:
     assert opened.meant_by(name) == synset

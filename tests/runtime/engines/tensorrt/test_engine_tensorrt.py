@@ -138,7 +138,7 @@ def test_rows_are_those_of_onnx_runtime(
 
 
 @pytest.mark.parametrize("count", [7, 8, 9, 17])
-def test_a_plan_for_fewer_images_than_asked_for_works_in_more_chunks(
+def test_a_plan_for_smaller_batches_runs_in_more_chunks(
     machine: FakeMachine, bundle: Bundle, expected: NDArray[np.float32], count: int
 ) -> None:
     _build(bundle, machine.world.surface.module, 1, 4, 8)

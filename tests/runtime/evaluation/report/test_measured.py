@@ -56,7 +56,7 @@ def test_the_rules_of_an_old_result_are_read_from_its_text(tmp_path: Path) -> No
     assert run.has_duplicates is None
 
 
-def test_every_precision_of_one_file_is_a_result_of_its_own(tmp_path: Path) -> None:
+def test_every_precision_in_a_file_is_a_separate_result(tmp_path: Path) -> None:
     two = [report(Protocol(), precision=name) for name in ("int8", "fp32")]
     names = [run.name for run in read_measured(write_results(tmp_path / "r.json", *two))]
     assert names == ["student@0123 int8", "student@0123 fp32"]
