@@ -38,8 +38,11 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
             one.shutdown(socket.SHUT_RDWR)
 
 
-def _main(place: str, port: int) -> None:
-    """Run the server in a namespace; connections to `port` outside of it are passed on."""
+def _main(place: str, port: int, certificate: str = "", key: str = "") -> None:
+    """Run the server, with TLS if there is a certificate, in a namespace.
+
+    Connections to `port` outside of it are passed on.
+    """
     with socket.create_server(("127.0.0.1", port)) as listening:
         _enter_namespace()
         # Only now, as it looks for free ports.
@@ -48,6 +51,10 @@ def _main(place: str, port: int) -> None:
 
         server = Server(MilvusServerConfig(data_dir=place))
         server.config.set("authorization_enabled", True)
+        if certificate:
+            server.config.set("tls_mode", 1)
+            server.config.set("server_pem_path", certificate)
+            server.config.set("server_key_path", key)
         server.start()
         while True:
             outside, _ = listening.accept()
@@ -58,6 +65,6 @@ def _main(place: str, port: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        _main(sys.argv[1], int(sys.argv[2]))
+        _main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
     else:
         _enter_namespace()

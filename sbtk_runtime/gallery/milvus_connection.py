@@ -268,6 +268,18 @@ def _of_transport(code: grpc.StatusCode, text: str, address: Address) -> RemoteE
             "",
             "start the server, or correct --at",
         )
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return RemoteError(
+            f"no secure connection to {shown}: {text}",
+            "a server with a certificate for this host, by an authority that this machine knows",
+            "set GRPC_DEFAULT_SSL_ROOTS_FILE_PATH to the file with a private authority's",
+        )
+    if "WRONG_VERSION_NUMBER" in text:
+        return RemoteError(
+            f"no secure connection to {shown}: {text}",
+            "a server with TLS",
+            "turn on its tlsMode, or write milvus:// for https:// in --at",
+        )
     if code in _GRPC_REFUSED or "auth" in text:
         return _refused(text, address)
     if code in _GRPC_PASSING:

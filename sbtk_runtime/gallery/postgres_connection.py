@@ -18,6 +18,12 @@ Result = TypeVar("Result")
 #: How long an answer to a query, or a lock, is waited for.
 ANSWER_S = 30
 _CONNECT_S = 10
+#: What libpq says of TLS, and what to do about it.
+_TLS = {
+    "does not support SSL": "turn ssl on in its postgresql.conf, or leave sslmode out of --at",
+    "does not match host name": "name the host in --at as its certificate does",
+    "certificate": "name the file with its authority's certificate: ?sslrootcert=FILE in --at",
+}
 #: What may pass: the server starts, ends, has too many connections, or two of us collided.
 _PASSING = {"57P01", "57P02", "57P03", "53300", "40P01", "40001", "55P03"}
 
@@ -140,6 +146,10 @@ def _translated(problem: psycopg.Error, address: Address) -> RemoteError:
         return RemoteUnavailable(
             f"{shown} does not answer: {text}", "", "start the server, or correct --at"
         )
+    for words, remedy in _TLS.items() if not state else ():
+        if words in text:
+            mode = "the server that sslmode in --at demands"
+            return RemoteError(f"no secure connection to {shown}: {text}", mode, remedy)
     return RemoteError(f"{shown} refuses: {text}", "", _remedy(text))
 
 
@@ -147,7 +157,15 @@ def _is_lost(problem: psycopg.Error, text: str) -> bool:
     """Return whether a connection was lost or refused, and not the user."""
     is_refused = any(
         word in text
-        for word in ("password", "authentication", "does not exist", "pg_hba", "SSL", "resolve")
+        for word in (
+            "password",
+            "authentication",
+            "does not exist",
+            "pg_hba",
+            "SSL",
+            "resolve",
+            "certificate",
+        )
     )
     return isinstance(problem, psycopg.OperationalError | psycopg.InterfaceError) and not is_refused
 

@@ -5,6 +5,9 @@ The tests share one server, which starts in some ten seconds; each collection ta
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +36,7 @@ from tests.runtime.gallery.test_remote_regions import (  # noqa: F401
 )
 from tests.tiny_gallery import unit_rows
 from tests.tiny_remote import push
+from tests.tls import NEEDS_OPENSSL, Certificate
 
 pytestmark = [pytest.mark.slow, NEEDS_MILVUS]
 
@@ -74,11 +78,45 @@ def test_errors_are_clear_sentences(
     ):
         assert "SBTK_TOKEN" in _refusal(wrong)
     assert "does not answer" in _refusal(f"milvus://{TOKEN}@127.0.0.1:1")
-    assert "does not answer" in _refusal(f"https://{TOKEN}@127.0.0.1:{server.port}")
+    with_tls = server.url().replace("milvus:", "https:")
+    assert "expected: a server with TLS" in _refusal(with_tls)
     # The library's tracebacks are not shown.
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("SBTK_TOKEN", TOKEN)
     assert "there is no collection" in _refusal(server.url().replace(f"{TOKEN}@", ""))
+
+
+@NEEDS_OPENSSL
+def test_a_collection_is_pushed_and_queried_over_tls(
+    made_up: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    certificate, other = (Certificate.make(tmp_path / name) for name in ("own", "other"))
+    server = MilvusServer(certificate)
+    code = (
+        "import sys; from pathlib import Path; from tests.tiny_gallery import unit_rows; "
+        "from tests.tiny_remote import push; "
+        "from sbtk_runtime.gallery.remote_gallery import RemoteGallery; "
+        "url = sys.argv[1]; push(Path(sys.argv[2]), url); "
+        "there = RemoteGallery.open(url); print(len(there.answer(unit_rows(1, 16)[0], 3).hits))"
+    )
+    try:
+        # Processes, as gRPC reads the variable once in each.
+        done, refused = (
+            subprocess.run(
+                [sys.executable, "-c", code, server.url(), str(made_up)],
+                env=os.environ | {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(trusted.authority)},
+                cwd=Path(__file__).parents[3],
+                capture_output=True,
+                text=True,
+            )
+            for trusted in (certificate, other)
+        )
+    finally:
+        server.close()
+    assert done.stdout == "3\n", done.stderr
+    assert "no secure connection to https://root@127.0.0.1:" in refused.stderr
+    assert "CERTIFICATE_VERIFY_FAILED" in refused.stderr and TOKEN not in refused.stderr
 
 
 def test_a_server_that_does_not_answer_times_out(
