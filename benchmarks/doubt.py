@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawings import bundle_embedder, require_held_out
+from benchmarks.drawings import bundle_embedder, require_held_out, require_no_others
 from benchmarks.reranking import clean_drawings
 from benchmarks.result import Result, print_result
 from sbtk_export.card import CARD_NAME, render_model_card
@@ -66,6 +66,7 @@ def main() -> None:
 
     data = read_dataset(options.data)
     if options.strokes is not None and options.photos is not None:
+        require_no_others(options.bundle, data.classes)
         images = clean_drawings(options.strokes, options.photos, data.classes)
         asked = "clean drawings of classes of other data"
     else:

@@ -14,6 +14,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,18 +114,34 @@ def read_fold(options: argparse.Namespace) -> tuple[ImageSet, Division]:
 
 def are_held_out(model: Path | None, classes: Sequence[str]) -> bool:
     """Return whether a bundle (by default the pretrained one) or run never trained on `classes`."""
-    if model is not None and (model / RECORD).is_file():
-        facts = read_json_object(model / RECORD, BadConfig)
-    else:
-        facts = Bundle.open(model).manifest.training
-    return set(classes) <= set(facts.get("validation_classes", []))
+    return set(classes) <= set(_training_facts(model).get("validation_classes", []))
 
 
 def require_held_out(model: Path | None, classes: Sequence[str]) -> None:
     """End the program if a model was trained on some of `classes`."""
     if not are_held_out(model, classes):
-        name = "the pretrained model" if model is None else str(model)
-        sys.exit(f"{name} was trained on some of {', '.join(classes)}: give its own --fold, if any")
+        sys.exit(f"{_name(model)} was trained on some of {', '.join(classes)}: give its own --fold")
+
+
+def require_no_others(model: Path | None, classes: Sequence[str]) -> None:
+    """End the program if a model was also trained on classes that are not among a data set's."""
+    facts = _training_facts(model)
+    unseen = ClassNames(facts.get("unseen_classes", []))
+    seen = sum(unseen.find(name) is None for name in classes)
+    found = facts["training_classes"]  # in a bundle their number
+    count = found if isinstance(found, int) else len(found)
+    if count > seen - len(facts.get("validation_classes", [])):
+        sys.exit(f"{_name(model)} was trained on {count} classes, some from elsewhere than --data")
+
+
+def _training_facts(model: Path | None) -> dict[str, Any]:
+    if model is not None and (model / RECORD).is_file():
+        return read_json_object(model / RECORD, BadConfig)
+    return Bundle.open(model).manifest.training
+
+
+def _name(model: Path | None) -> str:
+    return "the pretrained model" if model is None else str(model)
 
 
 def read_drawings(path: Path, classes: Sequence[str]) -> tuple[list[Drawing], NDArray[np.int64]]:
@@ -155,7 +172,7 @@ def bundle_embedder(model: Path | None) -> Embed:
         if all(isinstance(source, Path) for source in sources):
             items = embedder.stream((Path(str(source)) for source in sources), kind)
             return np.stack([item.row for item in items])  # type: ignore[union-attr]
-        return np.stack([embedder.embed_one(_bytes(source), kind)[0] for source in sources])
+        return np.stack([embedder.embed_one(image_bytes(source), kind)[0] for source in sources])
 
     return embed
 
@@ -170,7 +187,7 @@ def _torch_embedder(folder: Path) -> Embed:
     return lambda sources, kind: by_torch(run.student, sources, kind).rows
 
 
-def _bytes(source: ImageSource) -> bytes:
+def image_bytes(source: ImageSource) -> bytes:
     """Return the bytes of a file, or of a PNG of an image."""
     if isinstance(source, Path):
         return source.read_bytes()

@@ -1,29 +1,40 @@
 """Quality and cost of regions: objects in scenes, and whole photos, with and without regions.
 
-    python -m benchmarks.regions --data sketchy125 --photos photos1000
+    python -m benchmarks.regions --data sketchy125 --distractors photos1000
 
 Scenes are made from photos of a fold's validation classes, never unseen ones: each is pasted, at a
 third, a half or two thirds of the side, into a photo without these classes, at a random position
-with blended edges. The same galleries are searched with and without regions.
+with blended edges. With --strokes and --photos, such as Quick, Draw! and Caltech-101, the classes
+are those that the data do not have, for a model that was trained on all seen classes. The same
+galleries are searched with and without regions.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from benchmarks.drawings import add_fold_options, average_precision, read_fold, require_held_out
+from benchmarks.drawings import (
+    add_fold_options,
+    average_precision,
+    image_bytes,
+    read_fold,
+    require_held_out,
+    require_no_others,
+)
 from benchmarks.photos import list_photos
+from benchmarks.reranking import clean_drawings
 from benchmarks.result import Result, print_result
 from sbtk_runtime import Embedder
 from sbtk_runtime.gallery.gallery import Gallery
@@ -37,17 +48,24 @@ _SCENE_PX = 768
 _LARGE_PX = (4000, 3000)
 _DISTRACTORS = 250
 _QUERIES, _REPEATS = 60, 5
-#: Other file names of photos of fold 0's validation classes. A background with one of these objects
-#: would be a right hit that counts as wrong.
+_PER_CLASS = 25
+#: Other file names of photos of the classes. A background with one of these would be a right hit
+#: that counts as wrong.
 _OTHER_NAMES = {
     "alarm_clock": ("clock",),
     "apple": ("granny",),
     "candle": ("torch",),
+    "ceiling fan": ("fan",),
+    "cell phone": ("telephone", "phone"),
     "deer": ("gazelle", "impala", "hartebeest"),
     "hotdog": ("hot_dog",),
+    "laptop": ("notebook",),
     "parrot": ("macaw", "lorikeet", "cockatoo", "grey"),
     "shark": ("hammerhead",),
     "snake": ("boa", "cobra", "mamba", "python", "viper", "rattle", "sidewinder"),
+    "soccer ball": ("soccer",),
+    "stop sign": ("sign",),
+    "wristwatch": ("watch", "clock"),
 }
 
 Rows = NDArray[np.float32]
@@ -60,8 +78,8 @@ class Quality:
     Attributes:
         precision: mAP@all among the photos made of validation photos.
         distracted: mAP@all with distractors.
-        right_rank: median rank of the photo that a sketch was drawn from.
-        in_ten: share of sketches with that photo in the first ten.
+        right_rank: median rank of the photo that a sketch was drawn from; NaN for clean drawings.
+        in_ten: share of sketches with that photo in the first ten; NaN for clean drawings.
     """
 
     precision: float
@@ -82,7 +100,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_fold_options(parser)
-    parser.add_argument("--photos", type=Path, required=True, help="backgrounds and distractors")
+    parser.add_argument("--distractors", type=Path, required=True, help="backgrounds, too")
+    parser.add_argument("--strokes", type=Path, help="stroke file of clean drawings")
+    parser.add_argument("--photos", type=Path, help="class folders with photos of the same things")
     parser.add_argument("--model", type=Path, help="bundle; by default the pretrained one")
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--regions", type=int, default=DEFAULT_REGIONS)
@@ -90,14 +110,19 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    images = read_fold(options)[1].validation
-    require_held_out(options.model, images.classes)
+    data, division = read_fold(options)
+    if options.strokes is not None and options.photos is not None:
+        require_no_others(options.model, data.classes)
+        images = _first_photos(clean_drawings(options.strokes, options.photos, data.classes))
+    else:
+        images = division.validation
+        require_held_out(options.model, images.classes)
     with (
         tempfile.TemporaryDirectory() as scratch,
         Embedder(options.model, engine=options.engine) as embedder,
     ):
         for result in measure(
-            Path(scratch), images, options.photos, embedder, options.regions, options.large
+            Path(scratch), images, options.distractors, embedder, options.regions, options.large
         ):
             print_result(result, "benchmarks.regions", as_json=options.json)
 
@@ -113,7 +138,9 @@ def measure(
     """Make scenes, index them, and measure quality, then what regions cost."""
     others = backgrounds(photos, images.classes)
     folders = make_scenes(scratch, images, others)
-    sketches = np.stack([embedder.embed_one(path, "sketch")[0] for path in _files(images.sketches)])
+    sketches = np.stack(
+        [embedder.embed_one(image_bytes(each), "sketch")[0] for each in images.sketches]
+    )
     rows, figures = [], {}
     for name in (*SIDES, _WHOLE):
         gallery = scratch / f"{folders[name].name}.sbtk"
@@ -128,8 +155,8 @@ def measure(
                         "with" if is_with else "without",
                         f"{found.precision:.3f}",
                         f"{found.distracted:.3f}",
-                        f"{found.right_rank:,.0f}",
-                        f"{found.in_ten:.1%}",
+                        "" if math.isnan(found.right_rank) else f"{found.right_rank:,.0f}",
+                        "" if math.isnan(found.in_ten) else f"{found.in_ten:.1%}",
                     ]
                 )
     info = embedder.engine.info
@@ -163,6 +190,17 @@ def measure(
         notes=["a search: without embedding the sketch; bytes: the whole gallery folder", engine],
     )
     return found_things, costing
+
+
+def _first_photos(images: ImageSet) -> ImageSet:
+    """Return the drawings, and the first photos of each class."""
+    first = [
+        np.flatnonzero(images.photo_labels == label)[:_PER_CLASS]
+        for label in range(len(images.classes))
+    ]
+    kept = np.concatenate(first)
+    photos = tuple(images.photos[row] for row in kept)
+    return replace(images, photos=photos, photo_labels=images.photo_labels[kept])
 
 
 def backgrounds(folder: Path, classes: Sequence[str]) -> list[Path]:
@@ -217,9 +255,7 @@ def quality(gallery: Gallery, sketches: Rows, images: ImageSet, *, regions: bool
     """Return how well sketches find the photos of their class, and their own photo."""
     stems = {photo.stem: row for row, photo in enumerate(_files(images.photos))}
     precisions, distracted, ranks = [], [], []
-    for sketch, path, label in zip(
-        sketches, _files(images.sketches), images.sketch_labels, strict=True
-    ):
+    for sketch, drawn, label in zip(sketches, images.sketches, images.sketch_labels, strict=True):
         answer = gallery.answer(sketch, gallery.count, "exact", fold=False, regions=regions)
         names = [Path(hit.path).stem for hit in answer.hits]
         found = [int(name) if name.isdigit() else -1 for name in names]
@@ -227,14 +263,13 @@ def quality(gallery: Gallery, sketches: Rows, images: ImageSet, *, regions: bool
         is_made = np.array([row >= 0 for row in found])
         precisions.append(average_precision(is_right[is_made]))
         distracted.append(average_precision(is_right))
-        own = stems.get(path.stem.rpartition("-")[0])
-        if own is not None:
-            ranks.append(found.index(own) + 1)
+        if isinstance(drawn, Path) and drawn.stem.rpartition("-")[0] in stems:
+            ranks.append(found.index(stems[drawn.stem.rpartition("-")[0]]) + 1)
     return Quality(
         float(np.mean(precisions)),
         float(np.mean(distracted)),
-        float(np.median(ranks)),
-        float(np.mean(np.array(ranks) <= 10)),
+        float(np.median(ranks)) if ranks else math.nan,
+        float(np.mean(np.array(ranks) <= 10)) if ranks else math.nan,
     )
 
 

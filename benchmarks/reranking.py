@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.drawings import add_fold_options, are_held_out, bundle_embedder, read_fold
+from benchmarks.drawings import (
+    add_fold_options,
+    are_held_out,
+    bundle_embedder,
+    read_fold,
+    require_no_others,
+)
 from benchmarks.result import Result, print_result
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.rerank import RERANKS, Rerank, Reranker
@@ -57,6 +63,7 @@ def main() -> None:
         ]
         of_fold = f"; fold {options.fold} of {options.split}"
     if options.strokes is not None and options.photos is not None:
+        require_no_others(options.model, data.classes)
         drawn = clean_drawings(options.strokes, options.photos, data.classes)
         sets.append((f"{len(drawn.classes)} others, clean drawings", drawn, drawn))
     for name, asked, searched in sets:
