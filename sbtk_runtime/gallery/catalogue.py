@@ -45,10 +45,10 @@ from sbtk_runtime.gallery.schema import (
     connect_snapshot,
     integer,
     show_as_current,
-    soundness_problem,
     text,
     values_checked,
 )
+from sbtk_runtime.gallery.soundness import soundness_problem
 from sbtk_runtime.gallery.walk_rules import WalkRules
 from sbtk_runtime.manifest import PhotoShard, SnapshotRecord
 from sbtk_runtime.regions import Boxes
@@ -309,12 +309,8 @@ class CatalogueView:
 
     def knows(self, path: bytes) -> bool:
         """Return whether a folder or file was indexed, or photos below it are known."""
-        query = """SELECT EXISTS (SELECT 1 FROM photos
-            WHERE removed_in IS NULL AND path >= :low AND path < :high)"""
-        return path in self.roots() or any(
-            next(self._select(query, integer, low=low, high=high))
-            for low, high in (below(path), exactly(path))
-        )
+        with values_checked(self._path):
+            return path in load_roots(self._connection) or has_photos(self._connection, path)
 
     def paths(self, *, missing: bool = False) -> Iterator[bytes]:
         """Yield the paths of the photos, or of those that are missing."""
@@ -430,6 +426,14 @@ def dense_rows(
     if not count or integer(first) < 0 or integer(last) - first + 1 != count:
         return None
     return np.arange(first, last + 1, dtype=np.int64)
+
+
+def has_photos(connection: sqlite3.Connection, path: bytes) -> bool:
+    """Return whether photos in a folder, or a file, are known, including missing ones."""
+    query = """SELECT EXISTS (SELECT 1 FROM photos
+        WHERE removed_in IS NULL AND path >= ? AND path < ?)"""
+    found = (connection.execute(query, interval) for interval in (below(path), exactly(path)))
+    return any(integer(cursor.fetchone()[0]) for cursor in found)
 
 
 def _visible(among: PhotoFilter) -> tuple[str, dict[str, object]]:

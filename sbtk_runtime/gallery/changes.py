@@ -34,7 +34,8 @@ CREATE TEMP TABLE walked (
 ) WITHOUT ROWID;
 CREATE TEMP TABLE skipped (path BLOB PRIMARY KEY, reason TEXT) WITHOUT ROWID;
 CREATE TEMP TABLE todo (
-    path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER
+    path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER,
+    known_id INTEGER
 ) WITHOUT ROWID;
 CREATE TEMP TABLE absent (
     id INTEGER PRIMARY KEY, path BLOB, size_bytes INTEGER, sha256 BLOB, is_below_roots INTEGER,
@@ -48,25 +49,21 @@ _IS_BELOW_ROOTS = (
 # Older versions did not store ctime and inode; then only size and mtime are compared.
 _HAS_ITS_STAMPS = """(p.size_bytes = w.size_bytes AND p.mtime_ns = w.mtime_ns
     AND coalesce(p.ctime_ns = w.ctime_ns, 1) AND coalesce(p.inode = w.inode, 1))"""
+# Walked files that need work, and for a while also photos with `known_id`, which only have to be
+# recorded: as found again, or with stamps that older versions did not store.
 _FILL_TODO = f"""
-INSERT INTO todo SELECT w.* FROM walked AS w
+INSERT INTO todo SELECT w.*, CASE
+    WHEN NOT :checksum AND {_HAS_ITS_STAMPS} AND (p.missing_in IS NULL OR f.path IS NULL)
+    THEN p.id END AS known_id
+FROM walked AS w
 LEFT JOIN photos AS p ON p.path = w.path AND p.removed_in IS NULL
 LEFT JOIN failures AS f ON f.path = w.path
-WHERE (:checksum OR p.id IS NULL OR NOT {_HAS_ITS_STAMPS}
-    OR (p.missing_in NOT NULL AND f.path NOT NULL))
+WHERE (known_id IS NULL OR p.missing_in NOT NULL OR p.ctime_ns IS NULL)
 AND NOT (f.path IS NOT NULL AND f.size_bytes IS w.size_bytes
     AND f.mtime_ns IS w.mtime_ns AND f.ctime_ns IS w.ctime_ns
     AND coalesce(f.inode = w.inode, 1))
 """
-_IS_BACK = f"""SELECT p.id, w.path, w.mtime_ns, w.ctime_ns, w.inode FROM walked AS w
-JOIN photos AS p INDEXED BY photo_by_path
-ON p.path = w.path AND p.removed_in IS NULL AND p.missing_in IS NOT NULL
-WHERE {_HAS_ITS_STAMPS} AND NOT EXISTS (SELECT 1 FROM todo AS t WHERE t.path = w.path)
-AND NOT EXISTS (SELECT 1 FROM failures AS f WHERE f.path = w.path)"""
-_FILL_STAMPS = """UPDATE photos AS p SET (ctime_ns, inode) =
-    (SELECT w.ctime_ns, w.inode FROM walked AS w WHERE w.path = p.path)
-WHERE removed_in IS NULL AND missing_in IS NULL AND ctime_ns IS NULL
-AND p.path IN (SELECT path FROM walked) AND p.path NOT IN (SELECT path FROM todo)"""
+_KNOWN = "SELECT path, mtime_ns, ctime_ns, inode FROM todo WHERE known_id NOT NULL"
 # Photos in places that cannot be read are neither missing nor moved. In the order of paths, this
 # takes a fifth of the time that the order of SQLite's choice takes.
 _FILL_ABSENT = f"""
@@ -76,12 +73,12 @@ FROM photos AS p INDEXED BY photo_by_path WHERE p.removed_in IS NULL
 AND NOT EXISTS (SELECT 1 FROM walked AS w WHERE w.path = p.path)
 AND NOT EXISTS (SELECT 1 FROM hidden AS h WHERE p.path >= h.low AND p.path < h.high)
 """
-_NOT_TODO = "NOT EXISTS (SELECT 1 FROM todo AS t WHERE t.path = w.path)"
 _IS_LIVE = """EXISTS (SELECT 1 FROM photos AS p WHERE p.path = w.path AND p.removed_in IS NULL
     AND p.missing_in IS NULL)"""
 _IS_FAILED = "EXISTS (SELECT 1 FROM failures AS f WHERE f.path = w.path)"
-_UNCHANGED = f"walked AS w WHERE {_NOT_TODO} AND {_IS_LIVE}"
-_FAILED_BEFORE = f"walked AS w WHERE {_NOT_TODO} AND {_IS_FAILED}"
+# There are few failures: a cross join reads them first.
+_FAILED_BEFORE = """failures AS f CROSS JOIN walked AS w ON w.path = f.path
+WHERE NOT EXISTS (SELECT 1 FROM todo AS t WHERE t.path = w.path)"""
 _UNACCOUNTED = f"walked AS w WHERE {_IS_LIVE} + {_IS_FAILED} != 1"
 _SAME_SIZE = """
 SELECT t.path, t.size_bytes, t.mtime_ns, t.ctime_ns, t.inode, p.sha256 FROM todo AS t
@@ -147,14 +144,11 @@ class Changes:
                     self._take(chunk)
                 self._known_below = {root: self._count_below("photos", root) for root in roots}
                 self._connection.execute(_FILL_TODO, {"checksum": checksum})
-                self._connection.execute(_FILL_STAMPS)
                 self._connection.execute(_FILL_ABSENT)
-                back = self._connection.execute(_IS_BACK).fetchall()
-                for photo_id, path, *stamps in back:
-                    catalogue.move(photo_id, path, tuple(stamps))
-            self.revived = len(back)
-            self.failed_before = self._count(_FAILED_BEFORE)
-            self.unchanged = self._count(_UNCHANGED) - self.revived
+                self.revived = self._record_known()
+                self.failed_before = self._count(_FAILED_BEFORE)
+                others = self.to_embed + self.revived + self.failed_before
+                self.unchanged = self.walked - others
 
     @property
     def walked(self) -> int:
@@ -307,6 +301,13 @@ class Changes:
                 )
                 if item.may_hide_photos:
                     self._hide_or_root("hidden", item.path)
+
+    def _record_known(self) -> int:
+        """Take photos that only have to be recorded from `todo`; return how many were missing."""
+        known = self._connection.execute(_KNOWN)
+        revived = sum(self._catalogue.keep(path, tuple(stamps)) for path, *stamps in known)
+        self._connection.execute("DELETE FROM todo WHERE known_id NOT NULL")
+        return revived
 
     def _hide_or_root(self, table: str, path: str) -> None:
         for interval in (below(os.fsencode(path)), exactly(os.fsencode(path))):

@@ -47,8 +47,9 @@ def add_dates(catalogue: Catalogue, progress: Callable[[int], None]) -> None:
             dates = [date for date in threads.map(_read_date, found) if date is not None]
             catalogue.store_dates(dates)
             count += len(found)
-            if len(found) == _PAGE:
-                progress(count)
+            if len(found) < _PAGE:
+                return
+            progress(count)
 
 
 def _read_date(found: tuple[object, ...]) -> tuple[int, str | None] | None:

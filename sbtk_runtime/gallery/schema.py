@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from sbtk_runtime.errors import BadGallery, GalleryBusy, SbtkError
@@ -26,7 +26,6 @@ from sbtk_runtime.files import (
     sha256_of_file,
     write_error,
 )
-from sbtk_runtime.gallery.rows import SHARD_ROWS
 from sbtk_runtime.manifest import SnapshotRecord
 
 CATALOGUE_NAME = "catalogue.sqlite"
@@ -239,7 +238,7 @@ def migrate(connection: sqlite3.Connection) -> None:
 
     Values that were not recorded are `NULL`. Open readers keep their snapshots.
     """
-    version = _user_version(connection)
+    version = user_version(connection)
     if version not in OLD_SCHEMAS:
         return
     for kind, name in connection.execute("SELECT type, name FROM temp.sqlite_master").fetchall():
@@ -262,7 +261,7 @@ def show_as_current(connection: sqlite3.Connection) -> None:
     """Show an older catalogue in the current tables, by temporary views and tables."""
     if not connection.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'dates'").fetchone():
         connection.execute(f"CREATE TEMP TABLE dates {_DATES_COLUMNS}")
-    if _user_version(connection) not in OLD_SCHEMAS:
+    if user_version(connection) not in OLD_SCHEMAS:
         return
     for table, columns in _tables(connection).items():
         if table in ("photos", "failures"):
@@ -457,12 +456,18 @@ def _tables(connection: sqlite3.Connection) -> dict[str, str]:
     return {table: columns for table, columns in _OLD_TABLES.items() if table in names}
 
 
-def _user_version(connection: sqlite3.Connection) -> int:
+def has_regions(connection: sqlite3.Connection) -> bool:
+    """Return whether the gallery keeps regions of its photos."""
+    return user_version(connection) == REGIONS_SCHEMA
+
+
+def user_version(connection: sqlite3.Connection) -> int:
+    """Return the number of the catalogue's format."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
-    version = _user_version(connection)
+    version = user_version(connection)
     if version > REGIONS_SCHEMA:
         raise BadGallery(
             f"{path} has format {version}, of a newer version of sbtk",
@@ -510,90 +515,3 @@ def values_checked(path: Path, *, is_writer: bool = False) -> Iterator[None]:
             yield
         except (KeyError, OverflowError, TypeError, ValueError) as problem:
             raise damaged(path, problem) from problem
-
-
-_NUMBERS = ("dim", "rows", "next_id")
-_TEXTS = ("model_id", "precision", "preprocessing")
-_MOST_GENERATIONS = 1 << 48
-_MOST_ROWS = 1 << 32
-
-
-def open_verified(path: Path) -> sqlite3.Connection:
-    """Return a writer's connection to an undamaged or new catalogue, in the current format.
-
-    Raises:
-        BadGallery: the catalogue is damaged, or cannot be written.
-        DiskFull: there is no space for it.
-    """
-    with values_checked(path, is_writer=True):
-        connection = connect_writer(path)
-        try:
-            show_as_current(connection)
-            if problem := soundness_problem(connection):
-                raise damaged(path, problem)
-            migrate(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-
-def soundness_problem(connection: sqlite3.Connection) -> str | None:
-    """Return what is wrong with a catalogue, in words; `None` if nothing is.
-
-    Call it inside `values_checked`.
-
-    Raises:
-        ValueError: a fact about the gallery has an unexpected type.
-        sqlite3.Error: the database is too damaged to be checked.
-    """
-    (answer,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    if answer != "ok":
-        return str(answer)
-    return _wrong_photo(connection) or _wrong_regions(connection) or _wrong_fact(connection)
-
-
-def _wrong_photo(connection: sqlite3.Connection) -> str | None:
-    query = """SELECT id, row, added_in, removed_in, missing_in FROM photos
-        WHERE row NOT BETWEEN 0 AND :rows OR added_in NOT BETWEEN 1 AND :generations OR
-        removed_in NOT BETWEEN 1 AND :generations OR missing_in NOT BETWEEN 1 AND :generations"""
-    most = {"rows": _MOST_ROWS, "generations": _MOST_GENERATIONS}
-    found = connection.execute(query, most).fetchone()
-    return found and f"photo {found[0]} is at row {found[1]}, of the generations {found[2:]}"
-
-
-def _wrong_regions(connection: sqlite3.Connection) -> str | None:
-    if not has_regions(connection):
-        return None
-    query = """SELECT photo_row, first_row, count, length(boxes) FROM regions
-        WHERE photo_row < 0 OR first_row < 0 OR count < 0 OR length(boxes) != 16 * count"""
-    found = connection.execute(query).fetchone()
-    return found and f"the regions of row {found[0]} are {found[1:]}"
-
-
-def has_regions(connection: sqlite3.Connection) -> bool:
-    """Return whether the gallery keeps regions of its photos."""
-    return _user_version(connection) == REGIONS_SCHEMA
-
-
-def _wrong_fact(connection: sqlite3.Connection) -> str | None:
-    """Return what is wrong with the facts, by themselves or compared with the tables."""
-    facts: dict[str, Any] = dict(connection.execute("SELECT name, value FROM facts"))
-    version = _user_version(connection)
-    if ("bits" in facts) != (OLD_SCHEMAS.get(version, version) == CODES_SCHEMA):
-        return f"format {version} with{'' if 'bits' in facts else 'out'} a length of codes"
-    newest_id = connection.execute("SELECT max(id) FROM photos").fetchone()[0] or 0
-    query = "SELECT first_row + count FROM batches ORDER BY first_row DESC LIMIT 1"
-    (last_end,) = connection.execute(query).fetchone() or (0,)
-    if newest_id or last_end:
-        numbers = {name: integer(facts.get(name)) for name in _NUMBERS}
-        for name in _TEXTS:
-            text(facts.get(name))
-        if numbers["next_id"] <= newest_id:
-            return f"the photo with the id {newest_id} is younger than the next one"
-        if numbers["dim"] < 1:
-            return f"embeddings of {numbers['dim']} numbers"
-    rows = integer(facts.get("rows", 0))
-    # The last batch may have been removed with its full shard.
-    is_full = rows % SHARD_ROWS == 0 and last_end <= rows <= _MOST_ROWS
-    return None if rows == last_end or is_full else f"{rows} rows, of which {last_end} were written"

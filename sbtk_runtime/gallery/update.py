@@ -23,7 +23,7 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineInfo
 from sbtk_runtime.errors import BadConfig, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, count_text, printable_name, remove_stale_temporaries
-from sbtk_runtime.gallery.catalogue import Origin
+from sbtk_runtime.gallery.catalogue import Origin, has_photos
 from sbtk_runtime.gallery.changes import Changes, Loss
 from sbtk_runtime.gallery.dates import add_dates
 from sbtk_runtime.gallery.folder import (
@@ -355,8 +355,8 @@ class _Update:
         self._rules = rule_change.applied_to(catalogue.rules())
         self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
         self._all_roots = frozenset(map(os.fsencode, [*self._roots, *self._known_roots]))
-        has_photos = any(catalogue.ids_below(os.fsencode(root)) for root in self._roots)
-        refuse_nothing(self._roots, self._rules, self._known_roots, may_be_empty=has_photos)
+        is_known = any(has_photos(catalogue.connection, os.fsencode(root)) for root in self._roots)
+        refuse_nothing(self._roots, self._rules, self._known_roots, may_be_empty=is_known)
         catalogue.record_rules(self._rules)
 
     def _note_idle_patterns(self, rule_change: RuleChange) -> None:

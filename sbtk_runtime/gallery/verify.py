@@ -27,6 +27,7 @@ from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import LEAST_CANDIDATES
 from sbtk_runtime.gallery.sign_codes import SignCodes, count_wrong_codes
+from sbtk_runtime.gallery.soundness import STAMP_NAME
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest
 
@@ -314,6 +315,7 @@ def _remove_damaged(
 
 def _forget(folder: Path, manifest: GalleryManifest) -> int:
     """Remove the photos whose rows are damaged; the writer's lock must be held."""
+    (folder / STAMP_NAME).unlink(missing_ok=True)  # so that all of the catalogue is compared
     with Catalogue(folder, manifest.generation + 1) as catalogue:
         with closing(CatalogueView(folder, catalogue.generation)) as view:
             vectors = open_rows(folder, manifest.dim, manifest.bits)

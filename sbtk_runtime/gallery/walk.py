@@ -28,8 +28,7 @@ from sbtk_runtime.gallery.walk_rules import (
 DEFAULT_RULES = WalkRules()
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A regular file that may be a photo, with the metadata that shows whether it changed.
 
     `path` is absolute, with surrogates for bytes that are not UTF-8. `ctime_ns` changes with the
@@ -268,10 +267,10 @@ class _Walk:
         self, entry: os.DirEntry[str], folder: _Folder, folders: list[_Folder], raws: list[str]
     ) -> Item | None:
         """Return the item for an entry; `None` if it is in `folders`, `raws` or the links."""
-        name = entry.name
-        if entry.path in self._known and self._is_hidden(name, folder, _is_folder(entry)):
+        name, is_folder = entry.name, _is_folder(entry)
+        if entry.path in self._known and self._is_hidden(name, folder, is_folder):
             return None  # walked later, as a root
-        if _is_folder(entry):
+        if is_folder:
             if left_out := self._left_out(entry.path, name, folder, is_folder=True):
                 return left_out
             status = _status(entry.path)

@@ -240,4 +240,6 @@ class Formats:
 
 def suffix_of(name: str) -> str:
     """Return the suffix of a name in lower case, with its dot; empty if it has none."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+    stem, _, suffix = name.rpartition(".")
+    is_hidden_or_plain = not stem.rpartition("/")[2].strip(".") or "/" in suffix
+    return "" if is_hidden_or_plain else f".{suffix.lower()}"

@@ -36,12 +36,12 @@ from sbtk_runtime.gallery.schema import (
     blob,
     catalogue_errors,
     integer,
-    open_verified,
     text,
     transaction,
     values_checked,
     write_snapshot,
 )
+from sbtk_runtime.gallery.soundness import open_verified, record_sound
 from sbtk_runtime.gallery.walk_rules import WalkRules
 from sbtk_runtime.manifest import PhotoShard, SnapshotRecord
 
@@ -95,6 +95,8 @@ class Catalogue:
             self.connection.close()
             if isinstance(error, sqlite3.Error):
                 raise error
+        if error is None:
+            record_sound(self.path)
 
     def origin(self) -> Origin | None:
         """Return what made the embeddings; `None` while there are none."""
@@ -173,7 +175,9 @@ class Catalogue:
 
     def partly_readable(self) -> int:
         """Return the number of photos of the next generation that were read only in part."""
-        return self._number(f"SELECT count(*) FROM photos WHERE {_LIVE} AND partial NOT NULL")
+        # SQLite would choose the order of contents, in which this takes five times as long.
+        source = "photos INDEXED BY photo_by_path"
+        return self._number(f"SELECT count(*) FROM {source} WHERE {_LIVE} AND partial NOT NULL")
 
     def is_changed(self) -> bool:
         """Return whether there are changes to publish."""

@@ -388,6 +388,7 @@ def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Emb
     update_gallery(folder, [photos], embedder)
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",
+        ".sound",
         "catalogue-1.sqlite",
         "catalogue.sqlite",
         "codes-1",

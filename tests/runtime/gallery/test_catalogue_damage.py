@@ -5,6 +5,7 @@ Strict tables refuse such values, but a flipped bit does not ask them.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -21,6 +22,7 @@ from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.photo_filter import PhotoFilter
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
+from sbtk_runtime.gallery.soundness import STAMP_NAME, record_sound
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
@@ -128,8 +130,7 @@ def test_a_writer_builds_nothing_on_a_damaged_catalogue(
     assert vectors.read_bytes() == before
 
 
-def test_an_index_that_differs_from_its_table_is_damage(folder: Path) -> None:
-    """Of rows that SQLite finds by one way and not by the other, no graph can be made."""
+def make_index_differ(folder: Path) -> None:
     with closing(sqlite3.connect(folder / CATALOGUE_NAME)) as connection, connection:
         sought = "SELECT sql FROM sqlite_master WHERE name = 'photo_by_row'"
         (index,) = connection.execute(sought).fetchone()
@@ -138,11 +139,38 @@ def test_an_index_that_differs_from_its_table_is_damage(folder: Path) -> None:
         # What holds the rows of other photos is said to be the index of these.
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'photo_by_row'", (index,))
+
+
+def test_an_index_that_differs_from_its_table_is_damage(folder: Path) -> None:
+    """Of rows that SQLite finds by one way and not by the other, no graph can be made."""
+    path = folder / CATALOGUE_NAME
+    before = path.stat()
+    make_index_differ(folder)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(BadGallery) as caught:
         Catalogue(folder, 2)
     require_told(caught.value)
     with closing(CatalogueView(folder, 1)) as view:
         assert "photo_by_row" in (view.damage() or "")
+
+
+def test_a_catalogue_is_compared_again_when_it_may_have_changed(folder: Path) -> None:
+    make_index_differ(folder)
+    record_sound(folder / CATALOGUE_NAME)
+    Catalogue(folder, 2).connection.close()  # as it was left, when it was sound
+    (folder / f"{CATALOGUE_NAME}-wal").touch()  # as a killed writer leaves it
+    with pytest.raises(BadGallery, match="photo_by_row"):
+        Catalogue(folder, 2)
+
+
+def test_repair_lets_the_next_writer_compare_the_catalogue(folder: Path) -> None:
+    make_index_differ(folder)
+    record_sound(folder / CATALOGUE_NAME)
+    assert "photo_by_row" in verify_gallery(folder).problems[0]
+    assert (folder / STAMP_NAME).exists()
+    with pytest.raises(BadGallery, match="photo_by_row"):
+        verify_gallery(folder, repair=True)
+    assert not (folder / STAMP_NAME).exists()
 
 
 def test_codes_without_a_length_are_not_read_as_embeddings(tmp_path: Path) -> None:
