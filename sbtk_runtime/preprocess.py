@@ -182,10 +182,12 @@ def detect_kind(pixels: Pixels) -> Kind:
         pixels: `(H, W, 3) uint8` RGB, the whole image, as `prepare(data, "photo")` makes it.
     """
     small = Image.fromarray(pixels).resize((_KIND_PX, _KIND_PX), Image.Resampling.BILINEAR)
-    levels = np.asarray(small, dtype=np.int16)
-    grey = levels.mean(axis=2)
+    red, green, blue = np.moveaxis(np.asarray(small, dtype=np.int16), 2, 0)
+    grey = (red + green + blue) / 3
     background = np.abs(grey - np.median(grey)) < _NEAR_BACKGROUND
-    coloured = np.ptp(levels, axis=2) > _COLOURED
+    # This takes a fifth of the time of NumPy's reductions along a short axis.
+    lightest = np.maximum(np.maximum(red, green), blue)
+    coloured = lightest - np.minimum(np.minimum(red, green), blue) > _COLOURED
     is_sketch = background.mean() > _MIN_BACKGROUND and coloured.mean() < _MAX_COLOURED
     return "sketch" if is_sketch else "photo"
 
@@ -255,9 +257,8 @@ def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
         # The border may be a frame on light paper.
         paper = max(paper, int(np.median(grey)))
     if paper >= 128:
-        return np.maximum(paper - grey.astype(np.int16), 0).astype(np.uint8), notices
-    inverted = np.maximum(grey.astype(np.int16) - paper, 0).astype(np.uint8)
-    return inverted, (*notices, "Light-on-dark sketch: colours inverted")
+        return paper - np.minimum(grey, paper), notices
+    return np.maximum(grey, paper) - paper, (*notices, "Light-on-dark sketch: colours inverted")
 
 
 def _limit_size(image: Image.Image) -> Image.Image:

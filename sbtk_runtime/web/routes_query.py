@@ -106,11 +106,11 @@ _REQUEST_BODY: dict[str, Any] = {
 }
 
 
-def _count(k: Hits = 24, limit: Limit = None) -> int:
+async def _count(k: Hits = 24, limit: Limit = None) -> int:
     return limit or k
 
 
-def _search_options(
+async def _search_options(
     under: Folder,
     taken: Taken,
     offset: Offset = 0,

@@ -6,7 +6,7 @@ import datetime
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -469,7 +469,8 @@ def ids_of(given: str | None) -> tuple[int, ...]:
     return () if given is None else tuple(dict.fromkeys(map(int, given.split(","))))
 
 
-def _folder(
+# FastAPI would run dependencies that are not `async` on other threads, one after the other.
+async def _folder(
     request: Request,
     under: Annotated[
         str | None,
@@ -500,7 +501,7 @@ def _plain_day(value: object) -> object:
 _Day = Annotated[datetime.date, BeforeValidator(_plain_day)]
 
 
-def _period(
+async def _period(
     taken_from: Annotated[
         _Day | None,
         Query(
@@ -535,7 +536,7 @@ _ENDS_BEFORE_IT_BEGINS = Refusal(
 Taken = Annotated[Period | None, Depends(_period)]
 
 
-def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:
+def only_known_parameters(app: FastAPI) -> Callable[[Request], Awaitable[None]]:
     """Return a dependency for all routes of `app` that refuses unknown and repeated parameters.
 
     Ignoring a misspelt parameter would give wrong results, and of a repeated one, proxies may use
@@ -545,7 +546,7 @@ def only_known_parameters(app: FastAPI) -> Callable[[Request], None]:
         Refused: `bad_parameter` (422).
     """
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         if not request.url.path.startswith(DATA_PATHS):
             return
         given = Counter(

@@ -163,56 +163,71 @@ class UploadDecoder:
             ClientDisconnected: the client disconnected.
             TimedOut: it was not decoded in time.
         """
-        if kind is not None:
-            return Upload(await self._prepare(request, data, kind), kind)
-        # As a photo first, decoded like the gallery's photos.
-        as_photo = await self._prepare(request, data, "photo")
-        if detect_kind(as_photo.pixels) == "photo":
-            notices = (*as_photo.notices, _LOOKS_LIKE_A_PHOTO)
-            return Upload(replace(as_photo, notices=notices), "photo")
-        return Upload(await self._prepare(request, data, "sketch"), "sketch")
+        upload = await self._prepare(request, data, kind)
+        if upload is None:
+            upload = await self._prepare(request, data, "sketch")
+        assert upload is not None
+        return upload
 
     def close(self, timeout_s: float) -> None:
         """Cancel waiting uploads, and wait for running ones."""
         self.small.close(timeout_s)
         self.costly.close(timeout_s)
 
-    async def _prepare(self, request: Request, data: bytes, kind: Kind) -> Prepared:
+    async def _prepare(self, request: Request, data: bytes, kind: Kind | None) -> Upload | None:
         found = await run_until_disconnect(
             request, self.small.submit(lambda: _prepare_if_small(data, kind))
         )
-        if isinstance(found, Prepared):
+        if not isinstance(found, OpenImage):
             return found
         return await run_until_disconnect(
             request, self.costly.submit(lambda: self._prepare_costly(found, kind))
         )
 
-    def _prepare_costly(self, image: OpenImage, kind: Kind) -> Prepared:
+    def _prepare_costly(self, image: OpenImage, kind: Kind | None) -> Upload | None:
         with self._budget.reserve(image.memory_bytes):
             return _prepare_opened(image, kind)
 
 
-def _prepare_if_small(data: bytes, kind: Kind) -> Prepared | OpenImage:
-    """Return the model's input, or a costly image that is not decoded yet."""
+def _prepare_if_small(data: bytes, kind: Kind | None) -> Upload | OpenImage | None:
+    """Return a costly image that is not decoded yet, or what `_prepare_opened` returns."""
     if not data:
         raise BadImage("the request has no image in its body", "the bytes of an image file")
     if not any(SIGNATURES[name](data) for name in ("PNG", "JPEG", "WEBP")):
         raise BadImage("unsupported image format", "PNG, JPEG or WebP")
+    # As a photo first, decoded like the gallery's photos.
+    image = _open(data, kind or "photo")
+    is_small = image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
+    return _prepare_opened(image, kind) if is_small else image
+
+
+def _open(data: bytes, kind: Kind) -> OpenImage:
     try:
-        image = open_image(data, kind, limit_s=MAX_DECODE_S)
+        return open_image(data, kind, limit_s=MAX_DECODE_S)
     except LargeImage as problem:
         raise BadImage(
             "the image has too many pixels for an upload",
             f"one that takes at most {MAX_DECODE_BYTES >> 20} MiB of memory",
             "scale it down; 1,000 pixels a side are enough",
         ) from problem
-    is_small = image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
-    return _prepare_opened(image, kind) if is_small else image
 
 
-def _prepare_opened(image: OpenImage, kind: Kind) -> Prepared:
+def _prepare_opened(image: OpenImage, kind: Kind | None) -> Upload | None:
+    """Return an upload as `kind`, or as what it seems to be if it was opened as a photo.
+
+    `None` is a sketch that is to be decoded again, at a larger scale.
+    """
     decoded = image.decode()
-    return prepare_image(decoded.image, kind, notices=decoded.notices)
+    prepared = prepare_image(decoded.image, kind or "photo", notices=decoded.notices)
+    if kind is not None:
+        return Upload(prepared, kind)
+    if detect_kind(prepared.pixels) == "photo":
+        notices = (*prepared.notices, _LOOKS_LIKE_A_PHOTO)
+        return Upload(replace(prepared, notices=notices), "photo")
+    # Only JPEGs are decoded at several scales, with less memory at a smaller one.
+    if _open(image.data, "sketch").memory_bytes != image.memory_bytes:
+        return None
+    return Upload(prepare_image(decoded.image, "sketch", notices=decoded.notices), "sketch")
 
 
 MAX_BODY_BYTES = 8 << 20

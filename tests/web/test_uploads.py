@@ -31,7 +31,9 @@ from sbtk_runtime.web.uploads import (
     SMALL_PIXELS,
     BodyReader,
     ClientDisconnected,
+    Upload,
     _prepare_if_small,
+    _prepare_opened,
 )
 from tests.serve_client import png, query, resident_bytes, sketch_png
 from tests.serve_process import ServeProcess
@@ -75,6 +77,22 @@ def test_an_upload_has_a_shorter_time_limit_than_a_file(slow_jpeg: bytes) -> Non
         open_image(slow_jpeg, "photo", limit_s=0.05).decode()
     with pytest.raises(BadImage, match="PNG, JPEG or WebP"):
         _prepare_if_small(b"GIF89a" + bytes(100), "photo")
+
+
+def test_an_upload_is_decoded_again_only_if_its_kind_needs_another_scale() -> None:
+    photo = _prepare_if_small(png(tiny_photo(1)), None)
+    assert isinstance(photo, Upload) and photo.kind == "photo"
+    assert np.array_equal(photo.prepared.pixels, prepare(png(tiny_photo(1)), "photo").pixels)
+    drawing = Image.open(io.BytesIO(sketch_png())).resize((2400, 2400))
+    for file_format, is_decoded_once in (("PNG", True), ("JPEG", False)):
+        buffer = io.BytesIO()
+        drawing.convert("RGB").save(buffer, file_format)
+        found = _prepare_opened(open_image(buffer.getvalue(), "photo"), None)
+        assert (found is not None) == is_decoded_once
+        if found is not None:
+            expected = prepare(buffer.getvalue(), "sketch")
+            assert found.kind == "sketch"
+            assert np.array_equal(found.prepared.pixels, expected.pixels)
 
 
 def test_large_uploads_are_decoded_and_give_the_hits_of_the_python_api(
@@ -159,6 +177,9 @@ def test_an_upload_has_the_embedding_of_a_file(tmp_path: Path, workplace: Workpl
     with Embedder(workplace.bundle, engine="onnxruntime", threads=1) as embedder:
         row, _ = embedder.embed_one(sketch_png(), "sketch")
         prepared = prepare(sketch_png(), "sketch")
+        upload = _prepare_if_small(sketch_png(), None)
+        assert isinstance(upload, Upload) and upload.kind == "sketch"
+        assert np.array_equal(upload.prepared.pixels, prepared.pixels)
         assert np.array_equal(row, embedder.embed_prepared(prepared.pixels, "sketch"))
 
 
