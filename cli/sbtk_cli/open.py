@@ -45,18 +45,9 @@ sbtk open --gallery all.sbtk
     metavar="FOLDER",
     help="The gallery's folder.  [default: one in your data folder]",
 )
-@click.option(
-    "--port",
-    type=options.IntRange(0, 65_535),
-    default=8000,
-    show_default=True,
-    metavar="N",
-    help="Port to listen on; if it is in use, another one is chosen.",
-)
+@options.port("Port to listen on; if it is in use, another one is chosen.")
 @click.option("--no-browser", is_flag=True, help="Print the page's address, but do not open it.")
-@click.option(
-    "--read-only", is_flag=True, help="Do not let the page index or remove folders of photos."
-)
+@options.read_only
 @options.model
 @options.query_engine_options
 @options.quiet

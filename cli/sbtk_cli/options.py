@@ -215,7 +215,22 @@ rerank = click.option(
     "regions, and leaves others by score.",
 )
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
+read_only = click.option(
+    "--read-only", is_flag=True, help="Do not let the page index or remove folders of photos."
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print no progress and no notices.")
+
+
+def port(help_text: str) -> Callable[[Function], Function]:
+    """Return the option `--port N` with that help."""
+    return click.option(
+        "--port",
+        type=IntRange(0, 65_535),
+        default=8000,
+        show_default=True,
+        metavar="N",
+        help=help_text,
+    )
 
 
 def engine_options(function: Function) -> Function:

@@ -27,6 +27,14 @@ split = click.option(
 seed = click.option(
     "--seed", type=options.IntRange(min=0), default=0, show_default=True, help="Random seed."
 )
+figure_file = click.option(
+    "-o",
+    "--out",
+    type=options.PATH,
+    required=True,
+    metavar="FILE",
+    help="Figure to write: a .png, .svg or .pdf file.",
+)
 
 
 def of_labelled_images(function: Function) -> Function:
@@ -62,14 +70,7 @@ def command() -> None:
 
 @command.command("bars")
 @click.argument("results", nargs=-1, required=True, type=options.PATH)
-@click.option(
-    "-o",
-    "--out",
-    type=options.PATH,
-    required=True,
-    metavar="FILE",
-    help="Figure to write: a .png, .svg or .pdf file.",
-)
+@figure_file
 @options.quiet
 def bars_command(results: tuple[Path, ...], out: Path, quiet: bool) -> int:
     """Draw the mean AP of each class as bars.
@@ -222,14 +223,7 @@ _figure_commands = (
 
 @command.command("map")
 @of_labelled_images
-@click.option(
-    "-o",
-    "--out",
-    type=options.PATH,
-    required=True,
-    metavar="FILE",
-    help="Figure to write: a .png, .svg or .pdf file.",
-)
+@figure_file
 @click.option(
     "--coordinates",
     type=options.PATH,

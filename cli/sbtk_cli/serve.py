@@ -63,14 +63,7 @@ sbtk serve --host 0.0.0.0
     metavar="ADDRESS",
     help="Address to listen on; 0.0.0.0 for all addresses of this machine.",
 )
-@click.option(
-    "--port",
-    type=options.IntRange(0, 65_535),
-    default=8000,
-    show_default=True,
-    metavar="N",
-    help="Port to listen on; 0 for a free one.",
-)
+@options.port("Port to listen on; 0 for a free one.")
 @click.option("--open", "is_opened", is_flag=True, help="Open the page in the browser.")
 @click.option(
     "--token",
@@ -86,9 +79,7 @@ sbtk serve --host 0.0.0.0
     metavar="NAME",
     help="Additional host name to accept, such as a reverse proxy's. Repeatable.",
 )
-@click.option(
-    "--read-only", is_flag=True, help="Do not let the page index or remove folders of photos."
-)
+@options.read_only
 @options.search
 @options.rerank
 @options.model
