@@ -1,6 +1,6 @@
-"""Keep two pushes of the same photos to Milvus apart, which has no locks.
+"""Keep pushes of the same photos to Milvus, which has no locks, apart.
 
-A push writes a claim, and goes on if it then sees no other one. It renews the claim every few
+A push writes a claim, and continues if it then sees no other one. It renews the claim every few
 seconds; one that stays the same for `LEASE_S` belongs to a push that was killed, and is taken over.
 Clocks of other machines do not matter: each push measures how long it has seen no change.
 """

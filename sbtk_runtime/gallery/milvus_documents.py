@@ -1,4 +1,4 @@
-"""What a collection in Milvus knows of itself: documents in the rows of NAME_info.
+"""Documents that describe a collection in Milvus, in the rows of NAME_info.
 
 Milvus has no transactions, but the rows of one request become visible together. A text has at most
 65,535 bytes, so a document may take several rows.

@@ -1,23 +1,130 @@
-"""The tables of a collection in PostgreSQL: made, extended, and read for what is in them."""
+"""The tables of a collection in PostgreSQL: their names, how they are made, read and searched.
+
+Regions are in a separate table, NAME_regions.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from pgvector import HalfVector
 from psycopg import sql
 
 from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.gallery.hits import Box
+from sbtk_runtime.gallery.photo_filter import EVER, PeriodBounds
 from sbtk_runtime.gallery.postgres_connection import Connection
-from sbtk_runtime.gallery.postgres_names import INDEXED, Names, pgvector_version
-from sbtk_runtime.gallery.postgres_regions import make_regions
+from sbtk_runtime.gallery.region_search import CANDIDATES_PER_HIT, LEAST_CANDIDATES
 from sbtk_runtime.gallery.remote import (
+    EXACT_BELOW,
     CollectionInfo,
     Part,
     RemoteError,
+    RemoteFilter,
+    RemotePhoto,
+    RemoteRegions,
     RemoteState,
     require_same,
 )
 from sbtk_runtime.gallery.remote_address import Address
-from sbtk_runtime.manifest import PhotoShard
+from sbtk_runtime.gallery.rows import Embeddings
+from sbtk_runtime.manifest import PhotoShard, path_hash
+
+#: Characters of a path in an index, whose entries may have 2,700 bytes.
+INDEXED = 400
+#: The columns that `photo_of` takes.
+PHOTO = sql.SQL("id, source, path, size_bytes, mtime_ns, sha256, partial")
+#: pgvector from which on an index is searched on until enough photos pass a filter.
+_ITERATIVE_PGVECTOR = (0, 8)
+_LEAST_EF, _MOST_EF = 100, 1000
+
+
+class Names:
+    """The names of a collection's tables and indices."""
+
+    def __init__(self, collection: str) -> None:
+        self.collection = collection
+        self.photos = sql.Identifier(collection)
+        self.info = sql.Identifier(f"{collection}_info")
+        self.parts = sql.Identifier(f"{collection}_parts")
+        self.regions = sql.Identifier(f"{collection}_regions")
+
+    def index(self, suffix: str) -> sql.Identifier:
+        """Return the name of an index."""
+        return sql.Identifier(f"{self.collection}_{suffix}")
+
+    def lock(self, *parts: str) -> int:
+        """Return the number of a lock."""
+        return path_hash("\0".join(["sbtk", self.collection, *parts]).encode())
+
+
+def pgvector_version(connection: Connection) -> tuple[int, ...] | None:
+    """Return the version of pgvector in the database; `None` if it is not installed there."""
+    query = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+    found = connection.execute(query).fetchone()
+    return None if found is None else tuple(map(int, found[0].split(".")))
+
+
+def set_index_options(connection: Connection, candidates: int) -> None:
+    """Let the index find that many candidates, and go on while a filter leaves too few."""
+    width = min(max(candidates, _LEAST_EF), _MOST_EF)
+    connection.execute(f"SET LOCAL hnsw.ef_search = {width}")
+    version = pgvector_version(connection)
+    if version is not None and version >= _ITERATIVE_PGVECTOR:
+        connection.execute("SET LOCAL hnsw.iterative_scan = relaxed_order")
+
+
+def where_of(among: RemoteFilter) -> tuple[sql.Composable, list[Any]]:
+    """Return the condition for photos that a filter accepts, and its values."""
+    where: sql.Composable = sql.SQL("true")
+    values: list[Any] = []
+    if among.source is not None:
+        where += sql.SQL(" AND source = %s")
+        values.append(among.source)
+    if (interval := among.interval()) is not None:
+        where += sql.SQL(
+            " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
+            " AND path >= %s AND path < %s"
+        ).format(sql.Literal(INDEXED))
+        values += [*interval, *interval]
+    if among.period != EVER:
+        where += sql.SQL(
+            " AND (taken >= %s AND taken < %s"
+            " OR taken IS NULL AND mtime_ns >= %s AND mtime_ns < %s)"
+        )
+        values += PeriodBounds.of(among.period)
+    return where, values
+
+
+def holds_few(
+    connection: Connection, names: Names, where: sql.Composable, values: Sequence[Any]
+) -> bool:
+    """Return whether so few photos meet a condition of `where_of` that all can be compared."""
+    return count_up_to(EXACT_BELOW + 1, connection, names, where, values) <= EXACT_BELOW
+
+
+def count_up_to(
+    most: int,
+    connection: Connection,
+    names: Names,
+    where: sql.Composable,
+    values: Sequence[Any],
+) -> int:
+    """Return the number of photos that meet a condition of `where_of`, or `most`."""
+    query = sql.SQL("SELECT count(*) FROM (SELECT 1 FROM {} WHERE {} LIMIT %s) AS few")
+    found = connection.execute(query.format(names.photos, where), [*values, most]).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def photo_of(row: Sequence[Any]) -> RemotePhoto:
+    """Return the photo of a row of the columns `PHOTO`."""
+    photo_id, source, path, size_bytes, mtime_ns, sha256, partial = row
+    return RemotePhoto(photo_id, source, path, size_bytes, mtime_ns, bytes(sha256).hex(), partial)
+
 
 #: 1 without regions.
 FORMAT = 2
@@ -175,3 +282,97 @@ def read_state(connection: Connection, names: Names, address: Address) -> Remote
             for source, shard, photos, folders, count, mean, has_dates in parts
         ),
     )
+
+
+_TABLE = """CREATE TABLE {regions} (
+    photo bigint NOT NULL REFERENCES {photos} ON DELETE CASCADE, number integer NOT NULL,
+    box real[] NOT NULL, embedding halfvec({dim}) NOT NULL, PRIMARY KEY (photo, number))"""
+
+
+def make_regions(connection: Connection, names: Names, dim: int) -> None:
+    """Make the table of regions, which go when their photo does."""
+    connection.execute(
+        sql.SQL(_TABLE).format(regions=names.regions, photos=names.photos, dim=sql.Literal(dim))
+    )
+
+
+def put_regions(
+    connection: Connection,
+    names: Names,
+    photos: Sequence[RemotePhoto],
+    regions: Sequence[RemoteRegions],
+    put: set[int],
+) -> None:
+    """Replace the regions of those of `photos` whose ids are in `put`."""
+    connection.execute(
+        sql.SQL("DELETE FROM {} WHERE photo = ANY(%s)").format(names.regions), (list(put),)
+    )
+    with connection.cursor().copy(
+        sql.SQL("COPY {} (photo, number, box, embedding) FROM STDIN (FORMAT BINARY)").format(
+            names.regions
+        )
+    ) as copy:
+        copy.set_types(["int8", "int4", "float4[]", "halfvec"])
+        for photo, one in zip(photos, regions, strict=True):
+            if photo.id not in put:
+                continue
+            for number, (box, row) in enumerate(zip(one.boxes.tolist(), one.rows, strict=True)):
+                copy.write_row((photo.id, number, box, HalfVector(row)))
+
+
+def regions_of(connection: Connection, names: Names, photo_id: int) -> RemoteRegions:
+    """Return the regions of a photo; see `RemoteReader`."""
+    query = sql.SQL("SELECT box, embedding::text FROM {} WHERE photo = %s ORDER BY number")
+    found = connection.execute(query.format(names.regions), (photo_id,)).fetchall()
+    return RemoteRegions(
+        np.array([box for box, _ in found], dtype=np.float32).reshape(-1, 4),
+        np.array([json.loads(text) for _, text in found], dtype=np.float32),
+    )
+
+
+def search_regions(
+    connection: Connection,
+    names: Names,
+    query: Embeddings,
+    count: int,
+    among: RemoteFilter,
+    *,
+    exact: bool,
+) -> list[tuple[RemotePhoto, float, Box]]:
+    """Return the photos with the best regions for `query (D,) float32`; see `RemoteReader`."""
+    where, values = where_of(among)
+    if among and not exact:
+        exact = holds_few(connection, names, where, values)
+    wanted = sql.Literal("[" + ",".join(map(repr, query.tolist())) + "]")
+    candidates = sql.SQL("SELECT photo, number, box, embedding FROM {}").format(names.regions)
+    if among:
+        candidates += sql.SQL(" WHERE photo IN (SELECT id FROM {} WHERE {})").format(
+            names.photos, where
+        )
+    if not exact:
+        limit = max(LEAST_CANDIDATES, CANDIDATES_PER_HIT * count)
+        # Regions have length 1, so the order is that of their products with the query.
+        candidates += sql.SQL(" ORDER BY embedding <=> {}::halfvec LIMIT {}").format(
+            wanted, sql.Literal(limit)
+        )
+        set_index_options(connection, limit)
+    ranked = sql.SQL(
+        "WITH candidate AS MATERIALIZED ({candidates}), scored AS ("
+        "SELECT photo, number, box, -(embedding::vector <#> {wanted}::vector) AS score "
+        "FROM candidate), best AS (SELECT DISTINCT ON (photo) photo, score, box FROM scored "
+        "ORDER BY photo, score DESC, number) "
+        "SELECT {columns}, score, box FROM best JOIN {photos} ON id = photo "
+        "ORDER BY score DESC, id LIMIT {count}"
+    ).format(
+        candidates=candidates,
+        wanted=wanted,
+        columns=PHOTO,
+        photos=names.photos,
+        count=sql.Literal(count),
+    )
+    return [_found(row) for row in connection.execute(ranked, values)]
+
+
+def _found(row: Sequence[Any]) -> tuple[RemotePhoto, float, Box]:
+    x, y, width, height = row[-1]
+    return photo_of(row[:-2]), float(row[-2]), (x, y, width, height)

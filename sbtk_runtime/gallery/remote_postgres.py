@@ -22,21 +22,21 @@ from psycopg.types.json import Jsonb
 
 from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.postgres_connection import ANSWER_S, Connection, Locked, Session
-from sbtk_runtime.gallery.postgres_names import (
+from sbtk_runtime.gallery.postgres_tables import (
     PHOTO,
     Names,
     count_up_to,
+    exists,
     holds_few,
     photo_of,
+    prepare,
+    put_regions,
+    read_state,
+    regions_of,
+    search_regions,
     set_index_options,
     where_of,
 )
-from sbtk_runtime.gallery.postgres_regions import (
-    put_regions,
-    regions_of,
-    search_regions,
-)
-from sbtk_runtime.gallery.postgres_tables import exists, prepare, read_state
 from sbtk_runtime.gallery.remote import (
     EVERY_PHOTO,
     EXACT_BELOW,
