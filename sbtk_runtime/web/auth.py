@@ -158,7 +158,7 @@ _NO_TOKEN = Refusal(
     "/?token=TOKEN, or in programs send the header 'Authorization: Bearer TOKEN'",
     closes=True,
 )
-_WRONG_TOKEN = replace(_NO_TOKEN, message="The token is wrong.")
+_WRONG_TOKEN = replace(_NO_TOKEN, message="The token is wrong.", is_wrong=True)
 
 
 async def _refuse(send: Send, refusal: Refusal, scope: Scope, headers: Mapping[str, str]) -> None:

@@ -28,6 +28,7 @@ class Refusal:
         next_step: what to do about it; may be empty.
         retry_after_s: seconds after which to try again; 0 if that does not help.
         closes: close the connection, because the rest of the request is not read.
+        is_wrong: what the user entered is wrong, rather than missing.
     """
 
     status: int
@@ -36,6 +37,7 @@ class Refusal:
     next_step: str = ""
     retry_after_s: int = 0
     closes: bool = False
+    is_wrong: bool = False
 
     def body(self) -> bytes:
         """Return the response's JSON."""
@@ -74,13 +76,17 @@ async def send_refusal(send: Send, refusal: Refusal) -> None:
 async def send_refusal_page(send: Send, refusal: Refusal) -> None:
     """Send a refusal as a page; with status 401 the page has a form to sign in."""
     form = _SIGN_IN if refusal.status == 401 else ""
+    if refusal.is_wrong:
+        form = form.replace("autofocus", 'autofocus aria-invalid="true" aria-describedby="message"')
     style = _style()
     body = (
         Template((_STATIC / "refusal.html").read_text(encoding="utf-8"))
         .substitute(
             title="Sign in" if form else "Cannot open this page",
             style=style,
+            icon=_icon(),
             message=html.escape(refusal.message),
+            kind="notice-wrong" if refusal.is_wrong else "notice-message",
             next=html.escape(f"{refusal.next_step[:1].upper()}{refusal.next_step[1:]}."),
             form=form,
         )
@@ -103,8 +109,8 @@ _SIGN_IN = """<form action="/" method="get">
 <button>Sign in</button>
 </form>"""
 _REFUSAL_POLICY = (
-    "default-src 'none'; style-src 'sha256-{}'; form-action 'self'; frame-ancestors 'none'; "
-    "base-uri 'none'"
+    "default-src 'none'; style-src 'sha256-{}'; img-src data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
 )
 
 
@@ -113,6 +119,13 @@ def _style() -> str:
     # In the page, because the files of the page are refused too.
     files = ("theme.css", "refusal.css")
     return "".join((_STATIC / name).read_text(encoding="utf-8") for name in files)
+
+
+@functools.cache
+def _icon() -> str:
+    # Without one, browsers ask for /favicon.ico, which the policy forbids.
+    encoded = base64.b64encode((_STATIC / "icon.svg").read_bytes()).decode()
+    return f"data:image/svg+xml;base64,{encoded}"
 
 
 async def _send(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

@@ -206,15 +206,16 @@ def test_without_the_token_only_health_is_available() -> None:
 def test_errors_are_pages_for_browsers_and_json_for_programs() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-    for path, message in (
-        ("/", "This server requires a token."),
-        ("/?token=wrong-token", "The token is wrong."),
+    for path, message, is_wrong in (
+        ("/", "This server requires a token.", False),
+        ("/?token=wrong-token", "The token is wrong.", True),
     ):
         answer = ask(rules, path, **browser)
         assert answer.status_code == 401
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        assert f"<p>{message}</p>" in answer.text
+        assert f' id="message">{message}</p>' in answer.text
         assert "<form" in answer.text
+        assert ('aria-invalid="true"' in answer.text) == is_wrong
         style = answer.text.partition("<style>")[2].partition("</style>")[0]
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         assert f"style-src 'sha256-{digest}'" in answer.headers["content-security-policy"]
