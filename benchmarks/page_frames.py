@@ -1,10 +1,11 @@
-"""Frames per second of the page while drawing and editing many strokes, measured in the browser.
+"""Frames per second of the page while drawing, editing and zooming, measured in the browser.
 
     python -m benchmarks.page_frames [--photos FOLDER] [--count 1000] [--seconds 4]
 
 A headless Chromium (Debian's `chromium`, or SBTK_CHROMIUM) uses the tools on the page of
 `sbtk serve` with default options and the pretrained model: it draws on a canvas of many strokes,
-and selects and drags all of them. The pointer moves once a frame. Time is measured between
+selects and drags all of them, and zooms the canvas; then it enlarges the largest of the photos that
+it shows, and zooms it and drags it. The pointer moves once a frame. Time is measured between
 animation frames.
 """
 
@@ -24,12 +25,11 @@ _FRAME_MS = 1000 / 60
 _EXAMPLES = 3
 
 # Dispatches pointer events itself, one for each frame: Playwright's own take longer than a frame.
-_DRAG = """async ([tool, from, seconds]) => {
-    document.querySelector(`input[name="tool"][value="${tool}"]`).click();
-    const canvas = document.getElementById("input-layer");
-    canvas.setPointerCapture = () => {};
-    const box = canvas.getBoundingClientRect();
-    const send = (type, x, y) => canvas.dispatchEvent(new PointerEvent(type, {
+_DRAG = """async ([selector, from, seconds]) => {
+    const target = document.querySelector(selector);
+    target.setPointerCapture = () => {};
+    const box = target.getBoundingClientRect();
+    const send = (type, x, y) => target.dispatchEvent(new PointerEvent(type, {
         bubbles: true, isPrimary: true, pointerId: 1, pointerType: "mouse", button: 0,
         clientX: box.left + x * box.width, clientY: box.top + y * box.height }));
     const frame = () => new Promise(requestAnimationFrame);
@@ -48,22 +48,36 @@ _DRAG = """async ([tool, from, seconds]) => {
     send("pointerup", ...from);
     return gaps;
 }"""
-_ZOOM = """async (seconds) => {
-    const canvas = document.getElementById("input-layer");
-    const box = canvas.getBoundingClientRect();
+_ZOOM = """async ([selector, seconds]) => {
+    const target = document.querySelector(selector);
+    const box = target.getBoundingClientRect();
     const frame = () => new Promise(requestAnimationFrame);
     const gaps = [];
     let last = await frame();
     const begun = last;
     while (last - begun < 1000 * seconds) {
-        canvas.dispatchEvent(new WheelEvent("wheel", {
-            cancelable: true, ctrlKey: true, deltaY: -25 * Math.sin((last - begun) / 300),
+        target.dispatchEvent(new WheelEvent("wheel", {
+            bubbles: true, cancelable: true, ctrlKey: true,
+            deltaY: -25 * Math.sin((last - begun) / 300),
             clientX: box.left + 0.4 * box.width, clientY: box.top + 0.4 * box.height }));
         const now = await frame();
         gaps.push(now - last);
         last = now;
     }
     return gaps;
+}"""
+_CANVAS, _STAGE, _PHOTO = "#input-layer", "#viewer-stage", "#viewer-image"
+# Opens the shown photo whose file has the most bytes.
+_OPEN_LARGEST = """async () => {
+    const sizes = await Promise.all([...document.querySelectorAll("#hits > li.photo")].map(
+        async (item) => {
+            const { size_bytes } = await (await fetch(`v1/photos/${item.dataset.id}`)).json();
+            return { item, size_bytes };
+        }));
+    sizes.sort((a, b) => b.size_bytes - a.size_bytes)[0].item.querySelector("a").click();
+}"""
+_PIXELS = """({ naturalWidth, naturalHeight }) => {
+    return `${naturalWidth.toLocaleString("en")} x ${naturalHeight.toLocaleString("en")}`;
 }"""
 _STROKES = "() => document.getElementById('announcer').textContent.match(/\\d+/)?.[0]"
 
@@ -79,24 +93,36 @@ def main() -> None:
 
 
 def measure(server: Server, seconds: float, note: str) -> Result:
-    """Measure the intervals between frames while drawing, dragging and zooming."""
+    """Measure the intervals between frames while drawing, editing and zooming."""
     with open_chromium() as browser:
         page = open_page(browser, server.port)
-        gaps = {
-            "nothing (the machine's own rate)": _drag(page, "stroke-eraser", (0.5, 0.5), seconds)
-        }
+        _choose(page, "stroke-eraser")
+        gaps = {"nothing (the machine's own rate)": _drag(page, _CANVAS, (0.5, 0.5), seconds)}
         for index in range(_EXAMPLES):
             page.locator(".example").nth(index).dispatch_event("click")
-        gaps["drawing"] = _drag(page, "pen", (0.5, 0.4), seconds)
+        _choose(page, "pen")
+        gaps["drawing"] = _drag(page, _CANVAS, (0.5, 0.4), seconds)
         page.keyboard.press("Control+a")
         page.wait_for_timeout(300)
         strokes = int(page.evaluate(_STROKES))
-        gaps[f"moving {strokes} strokes"] = _drag(page, "select", (0.5, 0.5), seconds)
-        gaps["zooming"] = page.evaluate(_ZOOM, seconds)
+        _choose(page, "select")
+        gaps[f"moving {strokes} strokes"] = _drag(page, _CANVAS, (0.5, 0.5), seconds)
+        gaps["zooming the canvas"] = page.evaluate(_ZOOM, [_CANVAS, seconds])
+        page.evaluate(_OPEN_LARGEST)
+        page.locator("#viewer-exif dt").first.wait_for()
+        # Enlarged this much, the photo's own file is shown.
+        for _ in range(3):
+            page.keyboard.press("+")
+        page.wait_for_timeout(2000)
+        pixels = page.eval_on_selector(_PHOTO, _PIXELS)
+        gaps[f"dragging a zoomed photo of {pixels} pixels"] = _drag(
+            page, _PHOTO, (0.5, 0.5), seconds
+        )
+        gaps["zooming it"] = page.evaluate(_ZOOM, [_STAGE, seconds])
         version = browser.version
     figures = {name: _figures(times) for name, times in gaps.items()}
     return Result(
-        title="Frames while drawing and editing, in the browser",
+        title="Frames while drawing, editing and zooming, in the browser",
         columns=["while", "frames a second", "median", "p95", "in time"],
         rows=[
             [
@@ -117,8 +143,12 @@ def measure(server: Server, seconds: float, note: str) -> Result:
     )
 
 
-def _drag(page: Page, tool: str, start: tuple[float, float], seconds: float) -> list[float]:
-    gaps: list[float] = page.evaluate(_DRAG, [tool, list(start), seconds])
+def _choose(page: Page, tool: str) -> None:
+    page.locator(f'input[name="tool"][value="{tool}"]').dispatch_event("click")
+
+
+def _drag(page: Page, selector: str, start: tuple[float, float], seconds: float) -> list[float]:
+    gaps: list[float] = page.evaluate(_DRAG, [selector, list(start), seconds])
     return gaps
 
 
