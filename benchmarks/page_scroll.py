@@ -1,0 +1,108 @@
+"""Memory of the page while a large gallery is scrolled to its end, measured in the browser.
+
+    python -m benchmarks.page_scroll [--photos FOLDER] [--count 20000]
+
+A headless Chromium (Debian's `chromium`, or SBTK_CHROMIUM) shows the recent photos of a gallery on
+the page of `sbtk serve`, and scrolls until the last of them is shown. JavaScript's memory is
+measured after garbage collections, the browser's as the proportional set sizes of its processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.chromium import open_chromium, open_page
+from benchmarks.result import Result, print_result
+from benchmarks.serving import Server, make_parser, serve_gallery
+
+if TYPE_CHECKING:
+    from playwright.sync_api import CDPSession
+
+#: Measurements on the way.
+_STOPS = 10
+# Scrolls almost a screen, and returns the last photo's position and the number in the document,
+# when what is shown has been loaded.
+_SCROLL = """async () => {
+    scrollBy({ top: innerHeight * 0.9, behavior: "instant" });
+    const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+    await frame();
+    await frame();
+    const images = () => [...document.querySelectorAll("#hits img")];
+    const end = performance.now() + 5000;
+    while (performance.now() < end && !images().every((image) => image.complete)) await frame();
+    const items = [...document.querySelectorAll("#hits > li.photo")];
+    return [Math.max(...items.map((item) => Number(item.ariaPosInSet))), items.length];
+}"""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = make_parser(__doc__)
+    parser.set_defaults(count=20_000)
+    options = parser.parse_args()
+    with serve_gallery(options) as (server, note):
+        result = measure(server, options.count, note)
+    print_result(result, "benchmarks.page_scroll", as_json=options.json)
+
+
+def measure(server: Server, count: int, note: str) -> Result:
+    """Scroll to the end, and measure at even distances on the way."""
+    found: list[dict[str, float]] = []
+    with open_chromium() as browser:
+        page = open_page(browser, server.port)
+        page.wait_for_selector("#hits > li.photo")
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable")
+        processes = browser.new_browser_cdp_session()
+        position = 0
+        while position < count:
+            before = position
+            position, cards = page.evaluate(_SCROLL)
+            if len(found) * count <= _STOPS * position:
+                figures = {"photo": position, "cards": cards} | _memory(session, processes)
+                found.append(figures)
+            if position == before:
+                page.wait_for_timeout(50)
+        version = browser.version
+    return Result(
+        title="Memory while scrolling a large gallery to its end, in the browser",
+        columns=["photo", "cards in the page", "nodes", "JavaScript", "all of the browser"],
+        rows=[
+            [
+                f"{one['photo']:,.0f}",
+                f"{one['cards']:.0f}",
+                f"{one['nodes']:,.0f}",
+                f"{one['javascript_mb']:.1f} MB",
+                f"{one['browser_mb']:.0f} MB",
+            ]
+            for one in found
+        ],
+        figures={"scroll": found},
+        notes=[
+            f"a gallery of {note}, the most recent first",
+            f"Chromium {version}, headless, 1,280 x 900, no GPU",
+        ],
+    )
+
+
+def _memory(page: CDPSession, browser: CDPSession) -> dict[str, float]:
+    page.send("HeapProfiler.collectGarbage")
+    metrics: list[dict[str, Any]] = page.send("Performance.getMetrics")["metrics"]
+    values = {metric["name"]: float(metric["value"]) for metric in metrics}
+    processes = browser.send("SystemInfo.getProcessInfo")["processInfo"]
+    return {
+        "nodes": values["Nodes"],
+        "javascript_mb": values["JSHeapUsedSize"] / 1e6,
+        "browser_mb": sum(_proportional_mb(int(one["id"])) for one in processes),
+    }
+
+
+def _proportional_mb(pid: int) -> float:
+    """Return a process's memory, of which it has its share where others share it."""
+    rollup = Path("/proc", str(pid), "smaps_rollup").read_text()
+    return int(rollup.partition("\nPss:")[2].split()[0]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()
