@@ -122,6 +122,20 @@ function hideToast() {
 }
 
 /**
+ * Returns the size of a photo on the page in pixels, before transforms and without the margins that "object-fit"
+ * leaves; null if it is not loaded.
+ * @param {HTMLImageElement} image
+ * @returns {{ width: number, height: number } | null}
+ */
+export function shownSize(image) {
+  const { naturalWidth, naturalHeight, offsetWidth, offsetHeight } = image;
+  if (naturalWidth === 0 || naturalHeight === 0 || offsetWidth === 0) return null;
+  const fitting = Math.min(offsetWidth / naturalWidth, offsetHeight / naturalHeight);
+  const scale = getComputedStyle(image).objectFit === "scale-down" ? Math.min(fitting, 1) : fitting;
+  return { width: naturalWidth * scale, height: naturalHeight * scale };
+}
+
+/**
  * Copies text to the clipboard. The asynchronous API works only in secure contexts; elsewhere the text
  * is copied from a selection.
  * @param {string} text

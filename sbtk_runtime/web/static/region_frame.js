@@ -1,5 +1,7 @@
 // The frame around a part of a photo: where a hit was found, or what the user marks with pointer or keys.
 
+import { shownSize } from "./dom.js";
+
 /** @typedef {[number, number, number, number]} Region x, y, width and height as shares of the photo */
 
 const LEAST_SHARE = 0.04;
@@ -78,14 +80,11 @@ export class RegionFrame extends EventTarget {
 
   /** Returns where the photo is on the screen, without the margins of its element; null if it is not loaded. */
   #photoBox() {
-    const { naturalWidth, naturalHeight, offsetWidth } = this.image;
+    const shown = shownSize(this.image);
+    if (shown === null) return null;
     const box = this.image.getBoundingClientRect();
-    if (naturalWidth === 0 || naturalHeight === 0 || offsetWidth === 0) return null;
-    const zoom = box.width / offsetWidth;
-    const isReducedOnly = getComputedStyle(this.image).objectFit === "scale-down";
-    const fitting = Math.min(box.width / naturalWidth, box.height / naturalHeight);
-    const scale = isReducedOnly ? Math.min(fitting, zoom) : fitting;
-    const [width, height] = [naturalWidth * scale, naturalHeight * scale];
+    const zoom = box.width / this.image.offsetWidth;
+    const [width, height] = [shown.width * zoom, shown.height * zoom];
     return { left: box.left + (box.width - width) / 2, top: box.top + (box.height - height) / 2, width, height };
   }
 

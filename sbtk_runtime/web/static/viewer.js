@@ -77,7 +77,7 @@ export class Viewer extends EventTarget {
       const { naturalWidth, naturalHeight, src } = this.#image;
       const sizePx = Number(/[?&]size=(\d+)/.exec(src)?.[1] ?? 0);
       this.#image.classList.toggle("is-reduced", Math.max(naturalWidth, naturalHeight) >= sizePx - 1);
-      this.#frame.place();
+      this.#zoom.place();
     });
   }
 

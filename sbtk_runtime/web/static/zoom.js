@@ -1,5 +1,7 @@
 // Zooming, panning and swiping of the enlarged photo, with wheel, mouse, fingers and keys.
 
+import { shownSize } from "./dom.js";
+
 const MAX_SCALE = 8;
 const STEP = 1.5;
 const SWIPE_PX = 50;
@@ -30,7 +32,7 @@ export class Zoom extends EventTarget {
     image.addEventListener("pointermove", (event) => this.#move(event));
     image.addEventListener("pointerup", (event) => this.#release(event));
     image.addEventListener("pointercancel", (event) => this.#release(event));
-    new ResizeObserver(() => this.#apply()).observe(stage);
+    new ResizeObserver(() => this.place()).observe(stage);
   }
 
   /** Shows the whole photo. */
@@ -57,7 +59,7 @@ export class Zoom extends EventTarget {
     this.#x = dx - (dx - this.#x) * ratio;
     this.#y = dy - (dy - this.#y) * ratio;
     this.scale = next;
-    this.#apply();
+    this.place();
     this.dispatchEvent(new Event("scale"));
   }
 
@@ -69,11 +71,15 @@ export class Zoom extends EventTarget {
   pan(dx, dy) {
     this.#x += dx;
     this.#y += dy;
-    this.#apply();
+    this.place();
   }
 
-  #apply() {
-    const [roomX, roomY] = [this.stage.clientWidth, this.stage.clientHeight].map((px) => (px * (this.scale - 1)) / 2);
+  /** Moves the photo so that it fills the stage, or is in its middle where it is smaller. */
+  place() {
+    const { clientWidth, clientHeight } = this.stage;
+    const { width, height } = shownSize(this.image) ?? { width: clientWidth, height: clientHeight };
+    const roomX = Math.max(0, width * this.scale - clientWidth) / 2;
+    const roomY = Math.max(0, height * this.scale - clientHeight) / 2;
     this.#x = Math.min(roomX, Math.max(-roomX, this.#x));
     this.#y = Math.min(roomY, Math.max(-roomY, this.#y));
     this.image.style.transform = this.scale === 1 ? "" : `translate(${this.#x}px, ${this.#y}px) scale(${this.scale})`;
