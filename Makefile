@@ -18,7 +18,7 @@ TESTS_NOT_INSTALLED := { echo "pip could not install sbtk with the dependencies 
  error above); it needs access to a package index, and a C++ compiler for hnswlib" >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint types layers test test-all test-browser screenshots chromium firefox format clean
+.PHONY: help demo check lint types layers test test-all test-browser test-firefox screenshots chromium firefox format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,8 +51,11 @@ test-all: $(VENV)/.installed ## Run all tests, including those that train, kill,
 	wait $$browser || test $$? = 5 || failed=1; \
 	cat "$$log"; rm "$$log"; exit $$failed
 
-test-browser: chromium firefox $(VENV)/.installed ## Run the page's tests in Chromium and Firefox, which apt installs if missing
+test-browser: chromium firefox $(VENV)/.installed ## Run the page's tests in Chromium, and some in Firefox, too; apt installs both if missing
 	$(VENV)/bin/python -m pytest -q --durations=15 -m browser tests/browser $(PYTEST_ARGUMENTS)
+
+test-firefox: firefox $(VENV)/.installed ## Run all of the page's tests in Firefox
+	SBTK_BROWSERS=firefox $(VENV)/bin/python -m pytest -q --durations=15 -m browser tests/browser $(PYTEST_ARGUMENTS)
 
 screenshots: chromium $(VENV)/.installed ## Redraw the images in docs/images from the demo's photos
 	SBTK_SCREENSHOTS=docs/images $(VENV)/bin/python -m pytest -q -s tests/browser/test_screenshots.py

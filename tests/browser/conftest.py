@@ -1,7 +1,10 @@
-"""Fixtures: Chromium, a gallery, and an `sbtk serve` process.
+"""Fixtures: Chromium and Firefox, a gallery, and an `sbtk serve` process.
 
-Playwright drives the `chromium` on the PATH, or the one that `SBTK_CHROMIUM` names. Without it the
-tests are skipped; `make test-browser` installs it.
+Playwright drives the `chromium` and the `firefox-esr` on the PATH, or those that `SBTK_CHROMIUM`
+and `SBTK_FIREFOX` name. Without one its tests are skipped; `make test-browser` installs both.
+
+Every test runs in Chromium, and those marked `firefox` in Firefox, too; `SBTK_BROWSERS=firefox`, as
+in `make test-firefox`, runs all in Firefox.
 """
 
 from __future__ import annotations
@@ -22,9 +25,10 @@ from tests.serve_process import ServeProcess, serving
 from tests.tiny import write_photos
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Playwright
 
-_SWITCHES = (
+_BROWSERS = ("chromium", "firefox")
+_CHROMIUM_SWITCHES = (
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -37,19 +41,59 @@ _SWITCHES = (
 GENERATED = 45
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test of the page in its browsers."""
+    if "browser" not in metafunc.fixturenames:
+        return
+    chosen = os.environ.get("SBTK_BROWSERS", "").replace(",", " ").split()
+    if unknown := set(chosen) - {*_BROWSERS}:
+        raise pytest.UsageError(
+            f"SBTK_BROWSERS names {min(unknown)}; expected {' or '.join(_BROWSERS)}"
+        )
+    marks = {mark.name: mark for mark in metafunc.definition.iter_markers()}
+    if not chosen:
+        chosen = [*_BROWSERS] if "firefox" in marks else ["chromium"]
+    parameters = []
+    for name in chosen:
+        only = marks.get("chromium_only") if name == "firefox" else None
+        skip = [pytest.mark.skip(reason=f"not in Firefox: {only.args[0]}")] if only else []
+        parameters.append(pytest.param(name, marks=skip))
+    metafunc.parametrize("browser", parameters, indirect=True, scope="package")
+
+
 # Not session-scoped: while Playwright runs, other tests cannot use asyncio in this thread.
 @pytest.fixture(scope="package")
-def chromium() -> Iterator[Browser]:
-    """Launch a headless Chromium."""
-    name = os.environ.get("SBTK_CHROMIUM", "chromium")
+def playwright() -> Iterator[Playwright]:
+    """Start Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="package")
+def browser(request: pytest.FixtureRequest, playwright: Playwright) -> Iterator[Browser]:
+    """Launch the headless browser that the test is to run in."""
+    kind = request.param
+    variable, usual = {
+        "chromium": ("SBTK_CHROMIUM", "chromium"),
+        "firefox": ("SBTK_FIREFOX", "firefox-esr"),
+    }[kind]
+    name = os.environ.get(variable, usual)
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"there is no {name}: 'make test-browser' installs it, or SBTK_CHROMIUM names")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=list(_SWITCHES))
-        yield browser
-        browser.close()
+        pytest.skip(f"there is no {name}: 'make test-browser' installs it, or {variable} names")
+    if kind == "chromium":
+        launched = playwright.chromium.launch(executable_path=path, args=[*_CHROMIUM_SWITCHES])
+    else:
+        # As released by Mozilla and Debian, not as patched by Playwright.
+        launched = playwright.firefox.launch(
+            executable_path=path,
+            channel="moz-firefox",
+            # Playwright cannot answer Firefox's questions about the clipboard.
+            firefox_user_prefs={"dom.events.testing.asyncClipboard": True},
+        )
+    yield launched
+    launched.close()
 
 
 @pytest.fixture(scope="session")
@@ -89,8 +133,8 @@ def server(gallery: Path) -> Iterator[ServeProcess]:
 
 
 @pytest.fixture
-def visit(chromium: Browser, server: ServeProcess) -> Iterator[Visit]:
+def visit(browser: Browser, server: ServeProcess) -> Iterator[Visit]:
     """Open the page in a window of 1280 x 900 pixels."""
-    with Visit(chromium, server.origin) as page:
+    with Visit(browser, server.origin) as page:
         page.open()
         yield page

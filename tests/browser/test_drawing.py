@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tests.browser.visit import DOOR, ROOF, Place, Visit
+import pytest
+
+from tests.browser.visit import DOOR, NO_TOUCH, ROOF, Place, Visit
 from tests.serve_process import ServeProcess
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _FIRST_IMAGE_LAST = """() => {
 }"""
 
 
+@pytest.mark.firefox
 def test_a_stroke_finds_photos(visit: Visit) -> None:
     visit.wait_for_recent()
     assert visit.page.get_by_role("heading", name="Draw what you are looking for").is_visible()
@@ -40,6 +43,7 @@ def test_a_stroke_finds_photos(visit: Visit) -> None:
     visit.wait_until("() => document.querySelector('#hits img').naturalWidth >= 100")
 
 
+@pytest.mark.firefox
 def test_each_stroke_changes_the_hits_and_undo_restores_them(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
@@ -161,6 +165,7 @@ def test_thicker_lines_have_more_ink(visit: Visit) -> None:
     assert 1.3 * thin < medium < thick / 1.3
 
 
+@pytest.mark.chromium_only(NO_TOUCH)
 def test_pen_pressure_increases_the_ink(visit: Visit) -> None:
     amounts = []
     for force in (0.1, 0.9):
@@ -171,12 +176,13 @@ def test_pen_pressure_increases_the_ink(visit: Visit) -> None:
     assert hard > 1.5 * light
 
 
-def test_a_finger_draws_and_does_not_scroll(chromium: Browser, server: ServeProcess) -> None:
+@pytest.mark.chromium_only(NO_TOUCH)
+def test_a_finger_draws_and_does_not_scroll(browser: Browser, server: ServeProcess) -> None:
     phone = {"width": 390, "height": 844}
-    with Visit(chromium, server.origin, viewport=phone, has_touch=True, is_mobile=True) as visit:
+    with Visit(browser, server.origin, viewport=phone, has_touch=True, is_mobile=True) as visit:
         visit.open()
         with visit.new_hits():
-            _finger_stroke(visit, ROOF)
+            visit.touch(*([visit.on_screen(place)] for place in ROOF))
         assert visit.count() == FIRST_HITS
         assert visit.page.evaluate("scrollY") == 0
         assert visit.page.evaluate("document.documentElement.scrollWidth") == phone["width"]
@@ -190,12 +196,3 @@ def _pen_stroke(visit: Visit, places: Sequence[Place], force: float) -> None:
         held = {"button": "left", "buttons": int(kind != "mouseReleased"), "clickCount": 1}
         event = {"type": kind, "x": x, "y": y, "pointerType": "pen", "force": force}
         session.send("Input.dispatchMouseEvent", event | held)
-
-
-def _finger_stroke(visit: Visit, places: Sequence[Place]) -> None:
-    session = visit.context.new_cdp_session(visit.page)
-    for index, place in enumerate(places):
-        x, y = visit.on_screen(place)
-        kind = "touchStart" if index == 0 else "touchMove"
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.browser.visit import ROOF, Place, Visit, violations
+from tests.browser.visit import NO_TOUCH, ROOF, Place, Visit, violations
 from tests.serve_process import ServeProcess
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ RIGHT: tuple[Place, ...] = ((0.7, 0.2), (0.7, 0.8))
 NEAR = 6  # units of the canvas
 
 
+@pytest.mark.firefox
 def test_lines_are_straight(visit: Visit) -> None:
     keys = visit.page.keyboard
     wavy: tuple[Place, ...] = ((0.1, 0.3), (0.4, 0.7), (0.6, 0.2), (0.9, 0.5))
@@ -102,6 +103,7 @@ def test_the_stroke_eraser_removes_whole_strokes(visit: Visit) -> None:
     assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
 
 
+@pytest.mark.firefox
 def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None:
     left = _box(_drawn(visit, lambda: visit.stroke(LEFT)))
     both = _drawn(visit, lambda: visit.stroke(RIGHT))
@@ -112,7 +114,7 @@ def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None
     assert _box(moved[:, :600]) == pytest.approx(
         (left[0] + 100, left[1] + 300, left[2] + 100, 805), abs=NEAR
     )
-    assert (moved[:, 600:] == both[:, 600:]).all()
+    assert (moved[:, 600:] == both[:, 600:]).mean() > 0.999
     assert bar.is_visible()
     assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
     assert not bar.is_visible()
@@ -236,6 +238,7 @@ def test_what_was_erased_stays_erased_when_strokes_move(visit: Visit) -> None:
     assert _drawn(visit, lambda: _drag(visit, (0.4, 0.35), (0.7, 0.47)))[440:540, 695:705].any()
 
 
+@pytest.mark.firefox
 def test_an_image_is_traced_and_only_strokes_are_searched_for(visit: Visit, photos: Path) -> None:
     trace = visit.page.get_by_role("button", name="Trace")
     assert not trace.is_visible()
@@ -292,39 +295,45 @@ def test_the_address_names_an_example_to_trace(visit: Visit) -> None:
     assert not visit.page.locator("#traced-layer").is_visible()
 
 
-def test_the_canvas_zooms(chromium: Browser, server: ServeProcess) -> None:
-    with Visit(chromium, server.origin, has_touch=True) as visit:
+@pytest.mark.firefox
+def test_the_canvas_zooms(visit: Visit) -> None:
+    group = visit.page.get_by_role("group", name="Zoom of the canvas")
+    zoom_in = group.get_by_role("button", name="Zoom in")
+    assert group.get_by_role("button", name="Zoom out").is_disabled()
+    whole = _drawn(visit, lambda: visit.stroke(ROOF))
+    for _ in range(2):
+        zoom_in.click()
+    # The middle 1000 / 2.25 units are shown.
+    side = 1000 / 2.25
+    start = (1000 - side) / 2
+    drawn = _drawn(visit, lambda: visit.stroke(((0.1, 0.5), (0.4, 0.5))))
+    added = _box(drawn & ~whole)
+    assert added[0] == pytest.approx(start + 0.1 * side, abs=2 * NEAR)
+    assert added[2] == pytest.approx(start + 0.4 * side, abs=2 * NEAR)
+    visit.page.keyboard.press("0")
+    assert not group.get_by_role("button", name="Whole canvas").is_visible()
+    # The wheel with Ctrl keeps what is under the pointer; without, it moves the view.
+    visit.page.mouse.move(*visit.on_screen((0.2, 0.8)))
+    visit.page.keyboard.down("Control")
+    visit.page.mouse.wheel(0, -400)
+    visit.page.keyboard.up("Control")
+    visit.wait_until("() => !document.getElementById('canvas-zoom-whole').hidden")
+    dotted = _drawn(visit, lambda: visit.stroke(((0.2, 0.8), (0.2, 0.8))))
+    assert dotted[790:810, 190:210].any()
+    visit.page.keyboard.press("0")
+
+
+@pytest.mark.chromium_only(NO_TOUCH)
+def test_two_fingers_zoom_and_do_not_draw(browser: Browser, server: ServeProcess) -> None:
+    with Visit(browser, server.origin, has_touch=True) as visit:
         visit.open()
-        group = visit.page.get_by_role("group", name="Zoom of the canvas")
-        zoom_in = group.get_by_role("button", name="Zoom in")
-        assert group.get_by_role("button", name="Zoom out").is_disabled()
-        whole = _drawn(visit, lambda: visit.stroke(ROOF))
-        for _ in range(2):
-            zoom_in.click()
-        # The middle 1000 / 2.25 units are shown.
-        side = 1000 / 2.25
-        start = (1000 - side) / 2
-        drawn = _drawn(visit, lambda: visit.stroke(((0.1, 0.5), (0.4, 0.5))))
-        added = _box(drawn & ~whole)
-        assert added[0] == pytest.approx(start + 0.1 * side, abs=2 * NEAR)
-        assert added[2] == pytest.approx(start + 0.4 * side, abs=2 * NEAR)
-        visit.page.keyboard.press("0")
-        assert not group.get_by_role("button", name="Whole canvas").is_visible()
-        # The wheel with Ctrl keeps what is under the pointer; without, it moves the view.
-        visit.page.mouse.move(*visit.on_screen((0.2, 0.8)))
-        visit.page.keyboard.down("Control")
-        visit.page.mouse.wheel(0, -400)
-        visit.page.keyboard.up("Control")
-        visit.wait_until("() => !document.getElementById('canvas-zoom-whole').hidden")
-        dotted = _drawn(visit, lambda: visit.stroke(((0.2, 0.8), (0.2, 0.8))))
-        assert dotted[790:810, 190:210].any()
-        visit.page.keyboard.press("0")
-        # Two fingers zoom, and do not draw.
+        _drawn(visit, lambda: visit.stroke(ROOF))
         sent, ink = visit.sent_ink(), visit.ink()
         # With a pause, the first finger's dot is searched for before the second one lands.
         for pause_ms in (0, 600):
             _pinch(visit, (0.45, 0.5), (0.55, 0.5), (0.3, 0.5), (0.7, 0.5), pause_ms)
-            assert group.get_by_role("button", name="Whole canvas").inner_text() == "400%"
+            whole = visit.page.get_by_role("button", name="Whole canvas")
+            assert whole.inner_text() == "400%"
             visit.page.keyboard.press("0")
             assert visit.ink() == pytest.approx(ink, rel=0.02)
             end = time.monotonic() + 10
@@ -333,21 +342,30 @@ def test_the_canvas_zooms(chromium: Browser, server: ServeProcess) -> None:
                 visit.page.wait_for_timeout(50)
 
 
+@pytest.mark.chromium_only(NO_TOUCH)
 @pytest.mark.parametrize("device", ["pen", "finger"])
 def test_pens_and_fingers_move_the_selection(
-    chromium: Browser, server: ServeProcess, device: str
+    browser: Browser, server: ServeProcess, device: str
 ) -> None:
-    with Visit(chromium, server.origin, has_touch=True) as visit:
+    with Visit(browser, server.origin, has_touch=True) as visit:
         visit.open()
         left = _box(_drawn(visit, lambda: visit.stroke(LEFT)))
         visit.page.keyboard.press("v")
-        use = _finger if device == "finger" else _pen
-        moved = _box(_drawn(visit, lambda: use(visit, ((0.2, 0.3), (0.3, 0.4), (0.4, 0.5)))))
+        places = ((0.2, 0.3), (0.3, 0.4), (0.4, 0.5))
+
+        def drag() -> None:
+            if device == "finger":
+                visit.touch(*([visit.on_screen(place)] for place in places))
+            else:
+                _pen(visit, places)
+
+        moved = _box(_drawn(visit, drag))
         assert moved == pytest.approx([value + 200 for value in left], abs=NEAR)
 
 
-def test_a_palm_beside_the_pen_does_not_zoom(chromium: Browser, server: ServeProcess) -> None:
-    with Visit(chromium, server.origin, has_touch=True) as visit:
+@pytest.mark.chromium_only(NO_TOUCH)
+def test_a_palm_beside_the_pen_does_not_zoom(browser: Browser, server: ServeProcess) -> None:
+    with Visit(browser, server.origin, has_touch=True) as visit:
         visit.open()
         whole = visit.page.get_by_role("button", name="Whole canvas")
         _pen(visit, ((0.2, 0.2), (0.5, 0.2)), lift=False)
@@ -384,7 +402,7 @@ def test_axe_finds_nothing_with_the_tools_in_use(visit: Visit) -> None:
     visit.page.keyboard.press("+")
     visit.page.get_by_role("group", name="Selected strokes").wait_for()
     for scheme in ("light", "dark"):
-        visit.page.emulate_media(color_scheme=scheme)
+        visit.use_scheme(scheme)
         assert violations(visit) == []
 
 
@@ -507,15 +525,6 @@ def _pinch(visit: Visit, a: Place, b: Place, to_a: Place, to_b: Place, pause_ms:
     for share in (0.5, 1.0):
         touch("touchMove", *(_between(x, y, share) for x, y in ((a, to_a), (b, to_b))))
     touch("touchEnd")
-
-
-def _finger(visit: Visit, places: Sequence[Place]) -> None:
-    session = visit.context.new_cdp_session(visit.page)
-    for index, place in enumerate(places):
-        x, y = visit.on_screen(place)
-        kind = "touchMove" if index else "touchStart"
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
 def _pen(visit: Visit, places: Sequence[Place], *, press: bool = True, lift: bool = True) -> None:

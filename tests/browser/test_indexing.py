@@ -53,15 +53,16 @@ def served(place: Path, port: int | None = None) -> Iterator[ServeProcess]:
         yield process
 
 
+@pytest.mark.firefox
 def test_the_progress_goes_on_after_a_lost_connection_and_a_restart(
-    chromium: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     make_slow(tiny_bundle(tmp_path / "tiny"))
     write_photos(tmp_path / "photos", 2, seed=5)
     index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
     write_photos(tmp_path / "photos", _MANY + 2)
     port = free_port()
-    with Relay(port) as relay, Visit(chromium, f"http://127.0.0.1:{relay.port}") as visit:
+    with Relay(port) as relay, Visit(browser, f"http://127.0.0.1:{relay.port}") as visit:
         progress = visit.page.locator("#indexing-text")
         with served(tmp_path, port):
             visit.open()
@@ -87,14 +88,14 @@ def test_the_progress_goes_on_after_a_lost_connection_and_a_restart(
 
 
 def test_progress_is_shown_whatever_a_slow_connection_still_delivers(
-    chromium: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     make_slow(tiny_bundle(tmp_path / "tiny"))
     write_photos(tmp_path / "photos", 2, seed=5)
     index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
     write_photos(tmp_path / "photos", _MANY + 2)
     port = free_port()
-    with Relay(port) as relay, Visit(chromium, f"http://127.0.0.1:{relay.port}") as visit:
+    with Relay(port) as relay, Visit(browser, f"http://127.0.0.1:{relay.port}") as visit:
         with served(tmp_path, port) as server:
             # The page asks for events when nothing is indexed, and is told so after "Update all".
             relay.held = b"GET /v1/indexing/events"
@@ -109,9 +110,10 @@ def test_progress_is_shown_whatever_a_slow_connection_still_delivers(
         visit.expect_message("ERR_")
 
 
-def test_a_drive_is_unplugged_and_comes_back(chromium: Browser, place: Path) -> None:
+@pytest.mark.firefox
+def test_a_drive_is_unplugged_and_comes_back(browser: Browser, place: Path) -> None:
     drive, away = place / "photos" / "drive", place / "away"
-    with served(place) as process, Visit(chromium, process.origin) as visit:
+    with served(place) as process, Visit(browser, process.origin) as visit:
         visit.open()
         assert visit.count() == 7
         settings = visit.context.new_page()
@@ -146,8 +148,8 @@ def test_a_drive_is_unplugged_and_comes_back(chromium: Browser, place: Path) -> 
         visit.wait_until("() => document.querySelectorAll('#hits li.is-failed').length === 0")
 
 
-def test_the_last_folder_is_removed(chromium: Browser, place: Path) -> None:
-    with served(place) as process, Visit(chromium, process.origin) as visit:
+def test_the_last_folder_is_removed(browser: Browser, place: Path) -> None:
+    with served(place) as process, Visit(browser, process.origin) as visit:
         visit.open()
         settings = visit.context.new_page()
         settings.goto(f"{process.origin}/collection")

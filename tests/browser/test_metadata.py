@@ -48,11 +48,11 @@ def write_photo(
     tiny_photo(len(path.name)).save(path, exif=exif)
 
 
-def test_script_in_metadata_is_shown_as_text(chromium: Browser, place: Path) -> None:
+def test_script_in_metadata_is_shown_as_text(browser: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
         served.wait_until_ready()
-        with Visit(chromium, served.origin) as visit:
+        with Visit(browser, served.origin) as visit:
             visit.open()
             title = visit.page.title()
             rows = _open(visit, "script.jpg")
@@ -71,12 +71,12 @@ def test_script_in_metadata_is_shown_as_text(chromium: Browser, place: Path) -> 
             visit.page.get_by_role("heading", name="No photos of these days").wait_for()
 
 
-def test_script_in_metadata_does_not_run_in_a_contact_sheet(chromium: Browser, place: Path) -> None:
+def test_script_in_metadata_does_not_run_in_a_contact_sheet(browser: Browser, place: Path) -> None:
     sheet = place / "sheet.html"
     query = ["query", str(place / "photos" / "script.jpg"), "--html", str(sheet), "--quiet"]
     place_options = ["--gallery", str(place / "gallery.sbtk"), "--model", str(place / "tiny")]
     assert main([*query, *place_options]) == 0
-    with Visit(chromium, sheet.parent.as_uri()) as visit:
+    with Visit(browser, sheet.parent.as_uri()) as visit:
         visit.page.goto(sheet.as_uri())
         visit.page.get_by_text("script.jpg").first.wait_for()
         assert visit.page.locator(".cards img").count() == 2

@@ -63,8 +63,8 @@ def regional(place: Path) -> Iterator[ServeProcess]:
 
 
 @pytest.fixture
-def page(chromium: Browser, regional: ServeProcess) -> Iterator[Visit]:
-    with Visit(chromium, regional.origin) as visit:
+def page(browser: Browser, regional: ServeProcess) -> Iterator[Visit]:
+    with Visit(browser, regional.origin) as visit:
         visit.open()
         yield visit
 

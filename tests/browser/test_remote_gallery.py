@@ -41,9 +41,9 @@ def there(
 
 
 def test_a_photo_of_a_collection_is_enlarged_and_finds_others(
-    chromium: Browser, there: ServeProcess, photos: Path
+    browser: Browser, there: ServeProcess, photos: Path
 ) -> None:
-    with Visit(chromium, there.origin) as visit:
+    with Visit(browser, there.origin) as visit:
         visit.open()
         with visit.new_hits():
             visit.stroke(ROOF)

@@ -15,8 +15,8 @@ import pytest
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.conftest import GENERATED
-from tests.browser.visit import DOOR, ROOF, Visit, violations
-from tests.serve_process import serving
+from tests.browser.visit import DOOR, NO_TOUCH, ROOF, Visit, violations
+from tests.serve_process import ServeProcess, serving
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import index
 
@@ -38,6 +38,7 @@ def found(visit: Visit) -> Visit:
     return visit
 
 
+@pytest.mark.firefox
 def test_scrolling_loads_every_photo_once(found: Visit) -> None:
     shown = _scroll_to_end(found)
     assert len(shown) == ALL_PHOTOS
@@ -46,8 +47,9 @@ def test_scrolling_loads_every_photo_once(found: Visit) -> None:
     assert not found.page.get_by_role("button", name="Show more").is_visible()
 
 
+@pytest.mark.firefox
 def test_the_viewer_shows_a_photo_and_copies_its_path(found: Visit, photos: Path) -> None:
-    found.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    found.allow_clipboard()
     name = found.names()[2]
     _card(found, 2).click()
     dialog = found.page.get_by_role("dialog", name=name)
@@ -60,7 +62,7 @@ def test_the_viewer_shows_a_photo_and_copies_its_path(found: Visit, photos: Path
     assert found.page.evaluate("navigator.clipboard.readText()") == path
     dialog.get_by_role("button", name="Next photo").click()
     found.page.get_by_role("dialog", name=found.names()[3]).wait_for()
-    found.page.go_back()
+    found.go(-1)
     found.page.locator("dialog[open]").wait_for(state="detached")
     assert found.names()[2] == name
 
@@ -140,6 +142,7 @@ def test_feedback_is_shown_as_chips_that_can_be_removed(found: Visit) -> None:
     assert found.ids() == before
 
 
+@pytest.mark.firefox
 def test_a_photo_is_zoomed_and_its_details_are_shown(found: Visit) -> None:
     _card(found, 0).click()
     found.page.get_by_text("pixels").wait_for()
@@ -151,6 +154,26 @@ def test_a_photo_is_zoomed_and_its_details_are_shown(found: Visit) -> None:
     found.page.keyboard.press("0")
     assert "scale" not in (image.get_attribute("style") or "")
     assert violations(found) == []
+
+
+@pytest.mark.chromium_only(NO_TOUCH)
+def test_fingers_turn_to_the_next_photo_and_zoom(browser: Browser, server: ServeProcess) -> None:
+    phone = {"width": 390, "height": 844}
+    with Visit(browser, server.origin, viewport=phone, has_touch=True, is_mobile=True) as visit:
+        visit.open()
+        first, second = visit.names()[:2]
+        _card(visit, 0).click()
+        visit.page.get_by_role("dialog", name=first).wait_for()
+        for start, end, name in ((300, 100, second), (100, 300, first)):
+            visit.touch([(start, 150)], [(200, 155)], [(end, 150)])
+            visit.page.get_by_role("dialog", name=name).wait_for()
+        visit.touch([(180, 150), (210, 150)], [(150, 150), (240, 150)], [(120, 150), (270, 150)])
+        # A zoomed photo is moved, not exchanged.
+        zoom = re.compile(r"scale\((4\.9|5)")
+        style = visit.page.locator("#viewer-image").get_attribute("style") or ""
+        assert zoom.search(style), style
+        visit.touch([(300, 150)], [(200, 155)], [(100, 150)])
+        assert visit.page.get_by_role("dialog", name=first).is_visible()
 
 
 def test_the_collection_page_lists_folders(visit: Visit, photos: Path) -> None:
@@ -170,10 +193,10 @@ def test_a_card_shows_similar_photos_and_back_returns(found: Visit) -> None:
         found.page.get_by_role("button", name=f"More like {found.names()[1]}").click()
     assert before[1] not in found.ids()
     with found.new_hits():
-        found.page.go_back()
+        found.go(-1)
     assert found.ids() == before
     with found.new_hits():
-        found.page.go_forward()
+        found.go(1)
     with found.new_hits():
         found.stroke(DOOR)
     assert "/v1/query" in found.queries[-1].url
@@ -228,7 +251,7 @@ def test_the_dates_restrict_the_photos(found: Visit) -> None:
 
 
 def test_identical_photos_are_one_card_and_the_viewer_lists_them(
-    chromium: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     first, *_ = write_photos(tmp_path / "photos", 4)
     copies = [tmp_path / "photos" / f"copy <b>{number}.jpg" for number in range(3)]
@@ -239,7 +262,7 @@ def test_identical_photos_are_one_card_and_the_viewer_lists_them(
     options = ("--engine", "onnxruntime", "--threads", "1")
     with serving(tmp_path / "g.sbtk", *options, log=tmp_path / "log") as served:
         served.wait_until_ready()
-        with Visit(chromium, served.origin) as visit:
+        with Visit(browser, served.origin) as visit:
             visit.open()
             with visit.new_hits():
                 visit.stroke(ROOF)
@@ -259,6 +282,7 @@ def test_identical_photos_are_one_card_and_the_viewer_lists_them(
             visit.page.wait_for_function("() => document.getElementById('viewer-copies').hidden")
 
 
+@pytest.mark.firefox
 def test_photos_keep_their_aspect_ratios_in_rows_of_full_width(found: Visit) -> None:
     width = found.page.eval_on_selector("#hits", "list => list.clientWidth")
     rows: dict[float, list[tuple[float, float]]] = {}
@@ -405,14 +429,14 @@ def test_the_popover_shows_the_engine_and_the_duration_of_a_search(found: Visit)
 
 
 def test_a_large_gallery_scrolls_to_its_end_with_few_cards(
-    chromium: Browser, tmp_path: Path
+    browser: Browser, tmp_path: Path
 ) -> None:
     bundle = tiny_bundle(tmp_path / "tiny")
     write_photos(tmp_path / "photos", 500)
     index(tmp_path / "g.sbtk", tmp_path / "photos", bundle, commit_every=256)
     with serving(tmp_path / "g.sbtk", "--model", str(bundle), log=tmp_path / "log") as served:
         served.wait_until_ready()
-        with Visit(chromium, served.origin) as visit:
+        with Visit(browser, served.origin) as visit:
             visit.open()
             with visit.new_hits():
                 visit.stroke(ROOF)

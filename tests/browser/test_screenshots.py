@@ -87,8 +87,8 @@ def images(tmp_path: Path) -> Path:
     return tmp_path if OUTPUT is None else ROOT / OUTPUT
 
 
-def test_desktop_screenshots(chromium: Browser, demo_server: ServeProcess, images: Path) -> None:
-    with Visit(chromium, demo_server.origin, **DESK) as visit:
+def test_desktop_screenshots(browser: Browser, demo_server: ServeProcess, images: Path) -> None:
+    with Visit(browser, demo_server.origin, **DESK) as visit:
         visit.open()
         _open_sketch(visit, "cat")
         _screenshot(visit, images / "page.jpg")
@@ -97,16 +97,16 @@ def test_desktop_screenshots(chromium: Browser, demo_server: ServeProcess, image
         _screenshot(visit, images / "photo.jpg")
 
 
-def test_phone_screenshot(chromium: Browser, demo_server: ServeProcess, images: Path) -> None:
-    with Visit(chromium, demo_server.origin, **PHONE) as visit:
+def test_phone_screenshot(browser: Browser, demo_server: ServeProcess, images: Path) -> None:
+    with Visit(browser, demo_server.origin, **PHONE) as visit:
         visit.open()
         _open_sketch(visit, "flower")
         _screenshot(visit, images / "phone.jpg")
 
 
-def test_moving_picture(chromium: Browser, demo_server: ServeProcess, images: Path) -> None:
+def test_moving_picture(browser: Browser, demo_server: ServeProcess, images: Path) -> None:
     frames = []
-    with Visit(chromium, demo_server.origin, **SMALL) as visit:
+    with Visit(browser, demo_server.origin, **SMALL) as visit:
         visit.open()
         frames.append(_frame(visit))
         for stroke in CUP:
@@ -125,7 +125,7 @@ def test_moving_picture(chromium: Browser, demo_server: ServeProcess, images: Pa
 def _frame(visit: Visit) -> Image.Image:
     visit.page.wait_for_load_state("networkidle")
     visit.page.wait_for_timeout(600)
-    with Image.open(io.BytesIO(visit.page.screenshot(type="png"))) as image:
+    with Image.open(io.BytesIO(visit.page.screenshot(type="png", caret="initial"))) as image:
         return image.convert("RGB")
 
 
@@ -141,7 +141,7 @@ def _screenshot(visit: Visit, path: Path) -> None:
     visit.page.locator("#toast.is-shown").wait_for(state="detached")
     visit.page.mouse.move(1, 1)
     visit.page.wait_for_timeout(600)
-    visit.page.screenshot(path=path, type="jpeg", quality=84)
+    visit.page.screenshot(path=path, type="jpeg", quality=84, caret="initial")
     with Image.open(path) as image:
         colours = image.convert("RGB").getcolors(image.width * image.height)
         assert colours is not None and len(colours) > 1000

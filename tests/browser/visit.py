@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page, Request, WebError
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, WebError
 
 #: A point on the canvas, as fractions of its width and height.
 Place = tuple[float, float]
@@ -27,6 +27,11 @@ Place = tuple[float, float]
 #: Strokes for which two photos have different scores.
 ROOF: Sequence[Place] = ((0.2, 0.8), (0.2, 0.4), (0.5, 0.15), (0.8, 0.4), (0.8, 0.8), (0.2, 0.8))
 DOOR: Sequence[Place] = ((0.45, 0.8), (0.45, 0.6), (0.6, 0.6), (0.6, 0.8))
+
+# Reasons for tests that run in Chromium only: Playwright sends these to no Firefox as released.
+NO_TOUCH = "Playwright sends it no touches and no pens"
+NO_MEDIA = "Playwright cannot change its system's colour scheme"
+NO_KEY_CODES = "Playwright sends it no keys of other layouts"
 
 _TIMEOUT_S = 30
 _COMPARED = 12
@@ -65,12 +70,14 @@ class Visit:
 
     Attributes:
         page: the Playwright page.
+        is_firefox: whether the browser is Firefox.
         queries: the search requests, oldest first.
     """
 
     def __init__(self, browser: Browser, origin: str, **settings: Any) -> None:
         """Create a profile with Playwright settings such as `viewport`."""
         self.origin = origin
+        self.is_firefox = browser.browser_type.name == "firefox"
         self.queries: list[Request] = []
         self._messages: list[str] = []
         self._expected: list[str] = ["Service Worker registration blocked by Playwright"]
@@ -83,9 +90,16 @@ class Visit:
         self.context = browser.new_context(**(chosen | settings))
         self.context.set_default_timeout(1000 * _TIMEOUT_S)
         self.context.add_init_script(_RECORD_BODIES)
+        if self.is_firefox and (chosen | settings)["service_workers"] == "block":
+            # Playwright's setting does nothing in a Firefox that it has not patched.
+            self.context.add_init_script("delete Navigator.prototype.serviceWorker")
         self.context.on("request", self._on_request)
         self.context.on("weberror", self._on_error)
         self.context.on("console", self._on_console)
+        if self.is_firefox:
+            # Its driver tells of no failed requests in the console.
+            self.context.on("response", self._on_response)
+            self.context.on("requestfailed", self._on_failed_request)
         self.page: Page = self.context.new_page()
 
     def __enter__(self) -> Visit:
@@ -113,6 +127,23 @@ class Visit:
     def wait_for_status(self, status: str) -> None:
         """Wait until the page shows the status `ok`, `loading`, `unreachable` ..."""
         self.page.wait_for_selector(f'#server-status[data-status="{status}"]')
+
+    def go(self, steps: int) -> None:
+        """Go back (-1) or forward (1) in the page's history, within the page.
+
+        In Firefox, Playwright's own methods wait for the page to load, which it does not.
+        """
+        self.page.evaluate("steps => history.go(steps)", steps)
+
+    def allow_clipboard(self) -> None:
+        """Let the page read and write the clipboard, which in Firefox it always may."""
+        if not self.is_firefox:
+            self.context.grant_permissions(["clipboard-read", "clipboard-write"])
+
+    def use_scheme(self, scheme: str) -> None:
+        """Show the page in `light` or `dark`, as the choice of the theme does."""
+        script = "scheme => { document.documentElement.dataset.theme = scheme; }"
+        self.page.evaluate(script, scheme)
 
     def look(self) -> None:
         """Make the page check the server, as it does every 20 seconds."""
@@ -156,6 +187,18 @@ class Visit:
         box = self.page.locator("#input-layer").bounding_box()
         assert box is not None
         return box["x"] + place[0] * box["width"], box["y"] + place[1] * box["height"]
+
+    def touch(self, *steps: Sequence[Place]) -> None:
+        """Put fingers on the window, move them from step to step, and lift them.
+
+        A step has the pixels of each finger. Only in Chromium.
+        """
+        session = self.context.new_cdp_session(self.page)
+        for index, fingers in enumerate(steps):
+            points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(fingers)]
+            kind = "touchMove" if index else "touchStart"
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
     def wait_for_recent(self) -> None:
         """Wait until the page shows the recent photos, because there is nothing to search for."""
@@ -244,6 +287,14 @@ class Visit:
 
     def _on_error(self, error: WebError) -> None:
         self._messages.append(f"uncaught: {error.error}")
+
+    def _on_response(self, response: Response) -> None:
+        if response.status >= 400:
+            self._messages.append(f"{response.status} ({response.url})")
+
+    def _on_failed_request(self, request: Request) -> None:
+        if request.failure is not None and "ABORT" not in request.failure:
+            self._messages.append(f"ERR_ {request.failure} ({request.url})")
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning", "assert"):
