@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from types import FrameType
@@ -26,6 +27,9 @@ from sbtk_runtime.web.service import Service
 
 # Time for running requests when the server is stopped; then they are cancelled.
 _LAST_ANSWERS_S = 3
+# How long a thread runs Python code while others wait for it; Python's default is 5 ms. The engine
+# would be idle for that long after each batch, until its thread can fetch the next.
+_SWITCH_INTERVAL_S = 0.000_5
 
 
 def serve(
@@ -49,6 +53,7 @@ def serve(
         KeyboardInterrupt: it was stopped; running requests have been answered or refused.
         SbtkError: a service cannot be loaded.
     """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     is_debugged = bool(os.environ.get("SBTK_DEBUG"))
     GuardedConnection.limit = connection_limit()
     apps = {each.name: guarded_app(each, rules, may_change=may_change) for each in services}
