@@ -45,6 +45,16 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def slow_place(tmp_path: Path) -> Path:
+    """Return a folder with a slow `tiny`, and `photos`, of which two are in a gallery."""
+    make_slow(tiny_bundle(tmp_path / "tiny"))
+    write_photos(tmp_path / "photos", 2, seed=5)
+    index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
+    write_photos(tmp_path / "photos", _MANY + 2)
+    return tmp_path
+
+
 @contextlib.contextmanager
 def served(place: Path, port: int | None = None) -> Iterator[ServeProcess]:
     options = ("--model", str(place / "tiny"), "--engine", "onnxruntime", "--threads", "1")
@@ -55,16 +65,12 @@ def served(place: Path, port: int | None = None) -> Iterator[ServeProcess]:
 
 @pytest.mark.firefox
 def test_the_progress_goes_on_after_a_lost_connection_and_a_restart(
-    browser: Browser, tmp_path: Path
+    browser: Browser, slow_place: Path
 ) -> None:
-    make_slow(tiny_bundle(tmp_path / "tiny"))
-    write_photos(tmp_path / "photos", 2, seed=5)
-    index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
-    write_photos(tmp_path / "photos", _MANY + 2)
     port = free_port()
     with Relay(port) as relay, Visit(browser, f"http://127.0.0.1:{relay.port}") as visit:
         progress = visit.page.locator("#indexing-text")
-        with served(tmp_path, port):
+        with served(slow_place, port):
             visit.open()
             update_all(port)
             visit.look()
@@ -76,7 +82,7 @@ def test_the_progress_goes_on_after_a_lost_connection_and_a_restart(
             assert before <= indexed(visit) < _MANY
         progress.filter(has_text="reconnecting to the server").wait_for()
         visit.wait_for_status("unreachable")
-        with served(tmp_path, port) as server:
+        with served(slow_place, port) as server:
             visit.page.get_by_text("The server was stopped before all photos were").wait_for()
             assert not visit.page.locator("#indexing").is_visible()
             visit.page.goto(f"{visit.origin}/collection")
@@ -88,15 +94,11 @@ def test_the_progress_goes_on_after_a_lost_connection_and_a_restart(
 
 
 def test_progress_is_shown_whatever_a_slow_connection_still_delivers(
-    browser: Browser, tmp_path: Path
+    browser: Browser, slow_place: Path
 ) -> None:
-    make_slow(tiny_bundle(tmp_path / "tiny"))
-    write_photos(tmp_path / "photos", 2, seed=5)
-    index(tmp_path / "gallery.sbtk", tmp_path / "photos", tmp_path / "tiny")
-    write_photos(tmp_path / "photos", _MANY + 2)
     port = free_port()
     with Relay(port) as relay, Visit(browser, f"http://127.0.0.1:{relay.port}") as visit:
-        with served(tmp_path, port) as server:
+        with served(slow_place, port) as server:
             # The page asks for events when nothing is indexed, and is told so after "Update all".
             relay.held = b"GET /v1/indexing/events"
             visit.page.goto(f"{visit.origin}/collection")
