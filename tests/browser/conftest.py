@@ -89,8 +89,13 @@ def browser(request: pytest.FixtureRequest, playwright: Playwright) -> Iterator[
         launched = playwright.firefox.launch(
             executable_path=path,
             channel="moz-firefox",
-            # Playwright cannot answer Firefox's questions about the clipboard.
-            firefox_user_prefs={"dom.events.testing.asyncClipboard": True},
+            firefox_user_prefs={
+                # Playwright cannot answer Firefox's questions about the clipboard.
+                "dom.events.testing.asyncClipboard": True,
+                # Without a screen it sees no mouse: 2 is a fine pointer, 4 one that hovers.
+                "ui.primaryPointerCapabilities": 6,
+                "ui.allPointerCapabilities": 6,
+            },
         )
     yield launched
     launched.close()

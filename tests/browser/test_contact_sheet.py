@@ -34,7 +34,6 @@ def sheet(gallery: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.firefox
 @pytest.mark.parametrize("width", [390, 1280])
 def test_photos_in_their_own_shapes_fill_the_rows(
     browser: Browser, sheet: Path, width: int

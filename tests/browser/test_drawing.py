@@ -43,7 +43,6 @@ def test_a_stroke_finds_photos(visit: Visit) -> None:
     visit.wait_until("() => document.querySelector('#hits img').naturalWidth >= 100")
 
 
-@pytest.mark.firefox
 def test_each_stroke_changes_the_hits_and_undo_restores_them(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)

@@ -233,7 +233,8 @@ def test_what_was_erased_stays_erased_when_strokes_move(visit: Visit) -> None:
     moved = _drawn(visit, lambda: _release_at(visit, (0.4, 0.35)))
     assert not moved[:, 650:750].any()
     gap_moved = ~moved[350:750, 395:405].any(axis=1)
-    assert gap_moved.sum() == pytest.approx(gap.sum(), abs=NEAR)
+    # The round ends of its parts reach into it.
+    assert gap_moved.sum() == pytest.approx(gap.sum(), abs=2 * NEAR)
     # A stroke in the place of the eraser's stroke is not erased by it.
     assert _drawn(visit, lambda: _drag(visit, (0.4, 0.35), (0.7, 0.47)))[440:540, 695:705].any()
 

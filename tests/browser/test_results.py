@@ -282,7 +282,6 @@ def test_identical_photos_are_one_card_and_the_viewer_lists_them(
             visit.page.wait_for_function("() => document.getElementById('viewer-copies').hidden")
 
 
-@pytest.mark.firefox
 def test_photos_keep_their_aspect_ratios_in_rows_of_full_width(found: Visit) -> None:
     width = found.page.eval_on_selector("#hits", "list => list.clientWidth")
     rows: dict[float, list[tuple[float, float]]] = {}
