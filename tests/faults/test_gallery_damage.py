@@ -68,6 +68,7 @@ def put_nans(data: bytearray, dice: random.Random, width: int) -> None:
 
 
 def swap_rows(data: bytearray, dice: random.Random, width: int) -> None:
+    width = min(width, len(data) // 2)  # small files have no two rows
     one, other = (width * row for row in dice.sample(range(len(data) // width), 2))
     first, second = data[one : one + width], data[other : other + width]
     data[one : one + width], data[other : other + width] = second, first
