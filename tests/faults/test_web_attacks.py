@@ -229,6 +229,7 @@ def test_file_names_with_markup_or_line_breaks_are_escaped(served: Served) -> No
             assert "sandbox" in answer.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
 def test_dns_rebinding_is_refused(served: Served, host: str) -> None:
     for path in ("/", "/v1/gallery", "/healthz", "/metrics", "/docs", "/static/theme.css"):
         answer = served.get(path, host=host)

@@ -81,7 +81,7 @@ def test_a_missing_graph_is_noted(tmp_path: Path) -> None:
 def test_missing_sign_codes_are_noted(tmp_path: Path) -> None:
     folder = tmp_path / "g"
     gallery_of(folder, unit_rows(30, 16))
-    assert "missing" not in finding("gallery", folder, None).text
+    assert "is missing" not in finding("gallery", folder, None).text
     (folder / "codes-1" / "000000.bits").unlink()
     found = finding("gallery", folder, None)
     assert "codes-1/000000.bits is missing" in found.text

@@ -105,7 +105,7 @@ def test_an_average_of_averages_says_so(
     assert [part.get("mean_of") for part in record["averaged"]] == [2, None]
     assert [part["epoch"] for part in record["averaged"]] == [None, 1]
     rule = collect_facts(load_run(tmp_path / "mean")).metrics["validation_map"]["rule"]
-    assert "mean of 2 students' weights; 1 of them taken at the epoch" in rule
+    assert "mean of 2 students' weights; 1 of them from the epoch" in rule
 
 
 class Plain(Student):
