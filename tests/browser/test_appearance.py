@@ -26,7 +26,6 @@ SCREENS = {
 }
 
 
-@pytest.mark.firefox
 def test_axe_finds_no_serious_violation(browser: Browser, server: ServeProcess) -> None:
     with Visit(browser, server.origin, reduced_motion="reduce") as visit:
         visit.open()

@@ -30,7 +30,6 @@ RIGHT: tuple[Place, ...] = ((0.7, 0.2), (0.7, 0.8))
 NEAR = 6  # units of the canvas
 
 
-@pytest.mark.firefox
 def test_lines_are_straight(visit: Visit) -> None:
     keys = visit.page.keyboard
     wavy: tuple[Place, ...] = ((0.1, 0.3), (0.4, 0.7), (0.6, 0.2), (0.9, 0.5))
@@ -239,7 +238,6 @@ def test_what_was_erased_stays_erased_when_strokes_move(visit: Visit) -> None:
     assert _drawn(visit, lambda: _drag(visit, (0.4, 0.35), (0.7, 0.47)))[440:540, 695:705].any()
 
 
-@pytest.mark.firefox
 def test_an_image_is_traced_and_only_strokes_are_searched_for(visit: Visit, photos: Path) -> None:
     trace = visit.page.get_by_role("button", name="Trace")
     assert not trace.is_visible()
@@ -296,7 +294,6 @@ def test_the_address_names_an_example_to_trace(visit: Visit) -> None:
     assert not visit.page.locator("#traced-layer").is_visible()
 
 
-@pytest.mark.firefox
 def test_the_canvas_zooms(visit: Visit) -> None:
     group = visit.page.get_by_role("group", name="Zoom of the canvas")
     zoom_in = group.get_by_role("button", name="Zoom in")

@@ -63,7 +63,6 @@ def served(place: Path, port: int | None = None) -> Iterator[ServeProcess]:
         yield process
 
 
-@pytest.mark.firefox
 def test_the_progress_goes_on_after_a_lost_connection_and_a_restart(
     browser: Browser, slow_place: Path
 ) -> None:
@@ -112,7 +111,6 @@ def test_progress_is_shown_whatever_a_slow_connection_still_delivers(
         visit.expect_message("ERR_")
 
 
-@pytest.mark.firefox
 def test_a_drive_is_unplugged_and_comes_back(browser: Browser, place: Path) -> None:
     drive, away = place / "photos" / "drive", place / "away"
     with served(place) as process, Visit(browser, process.origin) as visit:

@@ -46,7 +46,6 @@ def test_keys_draw_a_sketch_and_open_a_photo(visit: Visit) -> None:
     visit.wait_for_recent()
 
 
-@pytest.mark.firefox
 def test_tab_reaches_every_control_and_each_has_a_name(visit: Visit) -> None:
     names = []
     for _ in range(30):

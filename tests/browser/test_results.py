@@ -38,7 +38,6 @@ def found(visit: Visit) -> Visit:
     return visit
 
 
-@pytest.mark.firefox
 def test_scrolling_loads_every_photo_once(found: Visit) -> None:
     shown = _scroll_to_end(found)
     assert len(shown) == ALL_PHOTOS
@@ -142,7 +141,6 @@ def test_feedback_is_shown_as_chips_that_can_be_removed(found: Visit) -> None:
     assert found.ids() == before
 
 
-@pytest.mark.firefox
 def test_a_photo_is_zoomed_and_its_details_are_shown(found: Visit) -> None:
     _card(found, 0).click()
     found.page.get_by_text("pixels").wait_for()

@@ -201,7 +201,6 @@ def test_a_late_status_does_not_replace_a_newer_one(visit: Visit) -> None:
     assert visit.page.locator("#server-status").get_attribute("data-status") == "ok"
 
 
-@pytest.mark.firefox
 def test_a_sketch_survives_a_reload(browser: Browser, place: Path) -> None:
     options = ("--model", str(place / "tiny"))
     with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
@@ -397,7 +396,6 @@ def test_a_phone_that_was_asleep_shows_what_has_changed(browser: Browser, place:
         visit.expect_message("ERR_")
 
 
-@pytest.mark.firefox
 def test_the_page_opens_while_the_server_is_stopped(browser: Browser, place: Path) -> None:
     options: dict[str, Any] = {"log": place / "log"}
     with serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options) as served:

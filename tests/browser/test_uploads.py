@@ -143,7 +143,6 @@ def test_an_image_of_20000_pixels_a_side_is_rejected_by_the_page(
     assert visit.queries == []
 
 
-@pytest.mark.firefox
 def test_a_photo_of_40_megapixels_is_reduced_and_found(
     visit: Visit, photos: Path, tmp_path: Path
 ) -> None:
