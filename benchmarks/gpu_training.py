@@ -149,11 +149,13 @@ def _measuring(
         )
         torch.backends.cudnn.benchmark = setting.is_tuned
         try:
-            _epoch(mine, config, setting, setting.short_steps, task.scratch)
+            run_epoch(mine, config, setting, setting.short_steps, task.scratch)
             if task.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            short = _epoch(mine, config, setting, setting.short_steps, task.scratch)
-            long = _epoch(mine, config, setting, setting.short_steps + setting.steps, task.scratch)
+            short = run_epoch(mine, config, setting, setting.short_steps, task.scratch)
+            long = run_epoch(
+                mine, config, setting, setting.short_steps + setting.steps, task.scratch
+            )
             return _figures(task, setting, config, mine, short, long)
         finally:
             torch.backends.cudnn.benchmark = False
@@ -217,7 +219,7 @@ class _Watch:
             raise _EpochOver
 
 
-def _epoch(
+def run_epoch(
     context: TrainingContext, config: TrainConfig, setting: Setting, steps: int, folder: Path
 ) -> StepDone:
     """Return the report of a new trainer at the end of an epoch of `steps`."""
