@@ -81,7 +81,9 @@ def browser(request: pytest.FixtureRequest, playwright: Playwright) -> Iterator[
     name = os.environ.get(variable, usual)
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"there is no {name}: 'make test-browser' installs it, or {variable} names")
+        pytest.skip(
+            f"there is no {name}: 'make test-browser' installs it, or {variable} names another"
+        )
     if kind == "chromium":
         launched = playwright.chromium.launch(executable_path=path, args=[*_CHROMIUM_SWITCHES])
     else:

@@ -102,7 +102,7 @@ def test_the_stroke_eraser_removes_whole_strokes(visit: Visit) -> None:
     assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
 
 
-@pytest.mark.firefox
+@pytest.mark.chromium_only("some pixels may differ after a move; the cause is not known")
 def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None:
     left = _box(_drawn(visit, lambda: visit.stroke(LEFT)))
     both = _drawn(visit, lambda: visit.stroke(RIGHT))
@@ -113,7 +113,7 @@ def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None
     assert _box(moved[:, :600]) == pytest.approx(
         (left[0] + 100, left[1] + 300, left[2] + 100, 805), abs=NEAR
     )
-    assert (moved[:, 600:] == both[:, 600:]).mean() > 0.999
+    assert (moved[:, 600:] == both[:, 600:]).all()
     assert bar.is_visible()
     assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
     assert not bar.is_visible()
@@ -221,6 +221,7 @@ def _assert_tools_fit(visit: Visit, width: int, height: int) -> None:
         assert all(apart), "two controls overlap"
 
 
+@pytest.mark.chromium_only("the round ends of lines reach further into a gap")
 def test_what_was_erased_stays_erased_when_strokes_move(visit: Visit) -> None:
     visit.stroke(RIGHT)
     visit.page.get_by_role("radio", name="Eraser", exact=True).check(force=True)
@@ -232,8 +233,7 @@ def test_what_was_erased_stays_erased_when_strokes_move(visit: Visit) -> None:
     moved = _drawn(visit, lambda: _release_at(visit, (0.4, 0.35)))
     assert not moved[:, 650:750].any()
     gap_moved = ~moved[350:750, 395:405].any(axis=1)
-    # The round ends of its parts reach into it.
-    assert gap_moved.sum() == pytest.approx(gap.sum(), abs=2 * NEAR)
+    assert gap_moved.sum() == pytest.approx(gap.sum(), abs=NEAR)
     # A stroke in the place of the eraser's stroke is not erased by it.
     assert _drawn(visit, lambda: _drag(visit, (0.4, 0.35), (0.7, 0.47)))[440:540, 695:705].any()
 
