@@ -171,7 +171,6 @@ def _at(context: click.Context, parameter: click.Parameter, value: str | None) -
     """Check the URL, and keep its password out of what other users see of this process."""
     if value is None:
         return None
-    from sbtk_cli.options import hide_in_command_line
     from sbtk_runtime.gallery.remote_address import Address
 
     hide_in_command_line(value, Address.parse(value).secrets)

@@ -232,7 +232,7 @@ def open_published(
     """Return the newest published generation, and its photos as `open_view` does.
 
     Raises:
-        BadGallery: there is none, or it is damaged beyond reading.
+        BadGallery: there is none, or it is damaged and cannot be read.
     """
     while True:
         manifest = published_manifest(folder)
@@ -503,7 +503,7 @@ def open_generation(folder: Path, note: Callable[[str], None]) -> Iterator[Gener
     `note` is called with sentences about damaged files of the gallery.
 
     Raises:
-        BadGallery: there is no gallery, or it is damaged beyond reading.
+        BadGallery: there is no gallery, or it is damaged and cannot be read.
         GalleryBusy: it changes faster than it can be opened.
     """
     for _ in range(_ATTEMPTS):

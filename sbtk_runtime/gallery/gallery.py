@@ -96,7 +96,7 @@ class Gallery(Queries):
         """Return the newest published generation of the gallery in `folder`.
 
         Raises:
-            BadGallery: there is none, or it is damaged beyond reading.
+            BadGallery: there is none, or it is damaged and cannot be read.
         """
         folder = Path(folder)
         for _ in range(_ATTEMPTS):

@@ -108,7 +108,7 @@ def push_gallery(
 
     Raises:
         BadConfig: the sources have no names that can be used.
-        BadGallery: there is no gallery, or it is damaged beyond reading.
+        BadGallery: there is no gallery, or it is damaged and cannot be read.
         ModelMismatch: the collection is of another model; nothing was changed.
         RemoteError: the engine refuses, or another push of these photos runs.
     """
