@@ -344,6 +344,7 @@ class Recipe:
     step_epochs: int = 10  # step only: divide the rate by ten every so many epochs
     warmup_steps: int = 0
     epochs: int = 25
+    epoch_images: int = 0  # images in an epoch, every view of them counted; 0: the method's epochs
     patience: int = 5  # epochs without improvement before stopping; 0: never stop early
     average_decay: float = 0.0  # of the averaged student that is validated and saved; 0: none
     train_size_px: int = 224
@@ -470,6 +471,7 @@ _POSITIVE = ("learning_rate", "temperature")
 #: Smallest and largest values of hyperparameters.
 _RANGES = {
     **dict.fromkeys(("warmup_steps", "patience", "final_epochs", "further"), (0, math.inf)),
+    "epoch_images": (0, math.inf),
     **dict.fromkeys(("head_rate_factor", "weight_decay", "kd", "kdneg"), (0, math.inf)),
     **dict.fromkeys(("kd_weight", "contrastive_weight", "memory_weight"), (0, math.inf)),
     **dict.fromkeys(("epochs", "step_epochs"), (1, math.inf)),

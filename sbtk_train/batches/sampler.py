@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,27 @@ class Batch:
 
     sketches: Rows
     photos: Rows
+
+
+def sample_epoch(
+    sample: Callable[[int], Iterator[Batch]], epoch: int, images: int, views: int
+) -> Iterator[Batch]:
+    """Yield the batches of an epoch with a given number of images, to the nearest batch.
+
+    Epochs of that length follow each other in the stream of a method's own epochs.
+
+    Args:
+        sample: yields the batches of one of the method's own epochs.
+        epoch: from 0.
+        images: images of an epoch, counted once for each view; 0 for the method's own epochs.
+        views: views of each image in a step.
+    """
+    if not images:
+        return sample(epoch)
+    first = next(sample(0))
+    steps = max(1, round(images / (views * (len(first.sketches) + len(first.photos)))))
+    stream = itertools.chain.from_iterable(map(sample, itertools.count()))
+    return itertools.islice(stream, epoch * steps, (epoch + 1) * steps)
 
 
 def sample_quadruplets(data: ImageSet, size: int, seed: int, epoch: int) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from sbtk_train.batches.augment import (
     normalise_unit,
     scale_to_unit,
 )
-from sbtk_train.batches.sampler import Batch, sample_shuffled
+from sbtk_train.batches.sampler import Batch, sample_epoch, sample_shuffled
 from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.config import Compute, DsnRecipe, TrainConfig
 from sbtk_train.data import ImageSet
@@ -87,14 +87,18 @@ class DsnObjective:
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield shuffled sketches and photos."""
         recipe = self._recipe
-        return sample_shuffled(
-            self._data,
-            recipe.batch_sketches,
-            recipe.batch_photos,
-            self._seed,
-            epoch,
-            drop_last=recipe.drop_last,
-        )
+
+        def sample(epoch: int) -> Iterator[Batch]:
+            return sample_shuffled(
+                self._data,
+                recipe.batch_sketches,
+                recipe.batch_photos,
+                self._seed,
+                epoch,
+                drop_last=recipe.drop_last,
+            )
+
+        return sample_epoch(sample, epoch, recipe.epoch_images, self.views)
 
     def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
         """Return `(V * (S + P), 3, H, W)`: a plain view and, for the contrastive term, two more.

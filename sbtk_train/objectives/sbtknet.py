@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from sbtk_train.batches.augment import augment_photos, augment_sketches, normalise
-from sbtk_train.batches.sampler import Batch, sample_class_balanced, sample_quadruplets
+from sbtk_train.batches.sampler import (
+    Batch,
+    sample_class_balanced,
+    sample_epoch,
+    sample_quadruplets,
+)
 from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.config import SbtknetRecipe
 from sbtk_train.data import ImageSet
@@ -46,12 +51,16 @@ class SbtknetObjective:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield batches of quadruplets, or of classes with two images of each domain."""
-        recipe = self._recipe
-        if recipe.batches == "class-balanced":
-            return sample_class_balanced(
-                self._data, recipe.quadruplets, self._seed, epoch, further=recipe.further
-            )
-        return sample_quadruplets(self._data, recipe.quadruplets, self._seed, epoch)
+        recipe, data, seed = self._recipe, self._data, self._seed
+
+        def sample(epoch: int) -> Iterator[Batch]:
+            if recipe.batches == "class-balanced":
+                return sample_class_balanced(
+                    data, recipe.quadruplets, seed, epoch, further=recipe.further
+                )
+            return sample_quadruplets(data, recipe.quadruplets, seed, epoch)
+
+        return sample_epoch(sample, epoch, recipe.epoch_images, self.views)
 
     def views_of(self, sketches: Tensor, photos: Tensor, rng: BatchRngs) -> Tensor:
         """Return `(S + P, 3, H, W)` images, augmented if the recipe augments."""

@@ -76,6 +76,9 @@ class Row:
         dim: length of the embedding.
         changes: changed hyperparameters.
         rounds: factor of the method's epochs, for rows whose epochs have fewer images.
+        own_optimizer: whether it keeps its own recipe's optimiser, schedule and averaging instead
+            of the study's.
+        recipe: SBTKNet's recipe before the changes; empty for the study's.
     """
 
     name: str
@@ -84,6 +87,8 @@ class Row:
     dim: int = 512
     changes: dict[str, object] = field(default_factory=dict)
     rounds: int = 1
+    own_optimizer: bool = False
+    recipe: str = ""
 
 
 _ALONE: dict[str, object] = {
@@ -126,6 +131,22 @@ METHODS_COMPARED: tuple[Row, ...] = (
     Row("dsn-64", "DSN, 64-d", "dsn", 64),
 )
 ROWS: tuple[Row, ...] = (*TABLE_5, CONTRASTIVE, *METHODS_COMPARED)
+#: Rows that are only trained on request: each method with the optimiser that its paper states.
+OWN_OPTIMIZERS: tuple[Row, ...] = (
+    Row(
+        "sbtknet-own",
+        "SBTKNet, own optimiser",
+        changes={"refit": False, "new_heads": False, "held_out_photos": False},
+        own_optimizer=True,
+        recipe="paper",
+    ),
+    Row("sake-own", "SAKE, own optimiser", "sake", own_optimizer=True),
+    Row("dsn-own", "DSN, own optimiser", "dsn", own_optimizer=True),
+)
+_OPTIMIZER_FIELDS = (
+    *("optimizer", "learning_rate", "head_rate_factor", "momentum", "weight_decay"),
+    *("schedule", "step_epochs", "warmup_steps", "average_decay"),
+)
 
 
 @dataclass(frozen=True)
@@ -164,9 +185,11 @@ class Study:
 
     def _recipe(self, row: Row) -> Recipe:
         own = {field.name for field in fields(recipe_type(row.method))}
+        if row.own_optimizer:
+            own.difference_update(_OPTIMIZER_FIELDS)
         shared = {name: value for name, value in self.common.items() if name in own}
         changes = shared | row.changes | {"epochs": self.epochs_of(row)}
-        name = self.sbtknet_recipe
+        name = row.recipe or self.sbtknet_recipe
         if row.method != "sbtknet":
             name = default_recipe(row.method, self.base.split)
         return make_recipe(name, row.method, **changes)
@@ -240,16 +263,16 @@ def find_missing(study: Study, root: Path) -> list[str]:
 
 
 def select_rows(names: Sequence[str]) -> tuple[Row, ...]:
-    """Return the rows with these names, in the study's order; all without names.
+    """Return the rows with these names, in the study's order; `ROWS` without names.
 
     Raises:
         BadConfig: there is no such row.
     """
-    known = {row.name for row in ROWS}
+    known = {row.name: row for row in (*ROWS, *OWN_OPTIMIZERS)}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise BadConfig(f"no row {unknown[0]!r} in the ablation", ", ".join(r.name for r in ROWS))
-    return tuple(row for row in ROWS if not names or row.name in names)
+        raise BadConfig(f"no row {unknown[0]!r} in the ablation", ", ".join(known))
+    return tuple(row for name, row in known.items() if name in names) if names else ROWS
 
 
 def _require_same(folder: Path, config: TrainConfig) -> None:
