@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_train.batches.sampler import (
     Batch,
     sample_class_balanced,
+    sample_epoch,
     sample_quadruplets,
     sample_shuffled,
 )
@@ -94,6 +95,24 @@ def test_batches_are_a_function_of_seed_and_epoch(
     assert rows(0, 0) == rows(0, 0)
     assert rows(0, 0) != rows(0, 1)
     assert rows(0, 0) != rows(1, 0)
+
+
+@pytest.mark.parametrize(("images", "views"), [(16, 1), (40, 1), (120, 1), (96, 3), (1, 1)])
+def test_epochs_of_a_given_length_continue_the_methods_own(
+    data: ImageSet, images: int, views: int
+) -> None:
+    def sample(epoch: int) -> Iterator[Batch]:
+        return sample_quadruplets(data, 4, 0, epoch)
+
+    def rows(batches: Iterable[Batch]) -> list[list[int]]:
+        return [batch.sketches.tolist() + batch.photos.tolist() for batch in batches]
+
+    steps = max(1, round(images / (16 * views)))
+    epochs = [rows(sample_epoch(sample, epoch, images, views)) for epoch in range(5)]
+    assert [len(epoch) for epoch in epochs] == [steps] * 5
+    stream = [row for epoch in range(5 * steps) for row in rows(sample(epoch))]
+    assert [row for epoch in epochs for row in epoch] == stream[: 5 * steps]
+    assert rows(sample_epoch(sample, 1, 0, views)) == rows(sample(1))
 
 
 def test_further_classes_have_separate_places_in_each_batch(data: ImageSet, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadConfig
+from sbtk_train.config import RECIPES
 from sbtk_train.runs.ablation import (
     METRIC,
     ROWS,
@@ -68,8 +69,32 @@ def test_rows_are_those_of_the_papers_and_the_methods_at_two_lengths() -> None:
     assert {(row.method, row.dim) for row in ROWS} == {
         (method, dim) for method in ("sbtknet", "sake", "dsn") for dim in (64, 512)
     }
+    assert select_rows([]) == ROWS
     with pytest.raises(BadConfig, match="no row 'everything'"):
         select_rows(["everything"])
+
+
+def test_rows_with_their_own_optimiser_keep_that_of_their_recipe(tmp_path: Path) -> None:
+    names = ("all", "sbtknet-own", "sake-512", "sake-own", "dsn-512", "dsn-own")
+    common: dict[str, object] = {
+        "optimizer": "adamw",
+        "learning_rate": 0.5,
+        "schedule": "cosine",
+        "epoch_images": 96,
+        "train_size_px": 32,
+    }
+    study = replace(study_of(tmp_path, tmp_path, "all"), rows=select_rows(names), common=common)
+    rows = {row.name: row for row in study.rows}
+    assert sorted(rows) == sorted(names)
+    for name in names:
+        recipe = study.config(rows[name], seed=0).recipe
+        method = rows[name].method
+        expected: tuple[object, ...] = ("adamw", 0.5, "cosine")
+        if name.endswith("-own"):
+            own = RECIPES[method]["paper" if method == "sbtknet" else f"{method}-sketchy"]
+            expected = (own.optimizer, own.learning_rate, own.schedule)
+        assert (recipe.optimizer, recipe.learning_rate, recipe.schedule) == expected
+        assert (recipe.epoch_images, recipe.train_size_px) == (96, 32)
 
 
 def test_a_single_run_has_a_mean_but_no_spread(tmp_path: Path) -> None:
