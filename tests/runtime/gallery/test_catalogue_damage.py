@@ -158,9 +158,16 @@ def test_a_catalogue_is_compared_again_when_it_may_have_changed(folder: Path) ->
     make_index_differ(folder)
     record_sound(folder / CATALOGUE_NAME)
     Catalogue(folder, 2).connection.close()  # as it was left, when it was sound
-    (folder / f"{CATALOGUE_NAME}-wal").touch()  # as a killed writer leaves it
+    (folder / f"{CATALOGUE_NAME}-wal").write_bytes(bytes(32))  # as a killed writer leaves it
     with pytest.raises(BadGallery, match="photo_by_row"):
         Catalogue(folder, 2)
+
+
+def test_verifying_does_not_let_the_next_writer_compare_the_catalogue(folder: Path) -> None:
+    make_index_differ(folder)
+    record_sound(folder / CATALOGUE_NAME)
+    assert "photo_by_row" in verify_gallery(folder).problems[0]
+    Catalogue(folder, 2).connection.close()
 
 
 def test_repair_lets_the_next_writer_compare_the_catalogue(folder: Path) -> None:
