@@ -40,6 +40,7 @@ from sbtk_runtime import Embedder
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.regions import DEFAULT_REGIONS
+from sbtk_runtime.rerank import Rerank
 from sbtk_train.data import ImageSet, ImageSource
 
 SIDES = {"a third": 1 / 3, "a half": 1 / 2, "two thirds": 2 / 3}
@@ -48,6 +49,7 @@ _SCENE_PX = 768
 _LARGE_PX = (4000, 3000)
 _DISTRACTORS = 250
 _QUERIES, _REPEATS = 60, 5
+_RERANKS: tuple[Rerank, ...] = ("none", "diffusion")
 _PER_CLASS = 25
 #: Other file names of photos of the classes. A background with one of these would be a right hit
 #: that counts as wrong.
@@ -146,13 +148,15 @@ def measure(
         gallery = scratch / f"{folders[name].name}.sbtk"
         update_gallery(gallery, [folders[name], folders[_OTHERS]], embedder, regions=regions)
         with Gallery.open(gallery) as opened:
-            for is_with in (False, True):
-                found = quality(opened, sketches, images, regions=is_with)
-                figures[f"{name}, {'with' if is_with else 'without'}"] = vars(found)
+            for is_with, rerank in itertools.product((False, True), _RERANKS):
+                found = quality(opened, sketches, images, regions=is_with, rerank=rerank)
+                regions_text = "with" if is_with else "without"
+                figures[f"{name}, {regions_text}, {rerank}"] = vars(found)
                 rows.append(
                     [
                         name,
-                        "with" if is_with else "without",
+                        regions_text,
+                        rerank,
                         f"{found.precision:.3f}",
                         f"{found.distracted:.3f}",
                         "" if math.isnan(found.right_rank) else f"{found.right_rank:,.0f}",
@@ -166,6 +170,7 @@ def measure(
         columns=[
             "the object's side",
             "regions",
+            "re-ranking",
             "mAP@all",
             f"among {_DISTRACTORS} distractors",
             "median rank",
@@ -251,12 +256,16 @@ def scene(
     return canvas
 
 
-def quality(gallery: Gallery, sketches: Rows, images: ImageSet, *, regions: bool) -> Quality:
+def quality(
+    gallery: Gallery, sketches: Rows, images: ImageSet, *, regions: bool, rerank: Rerank
+) -> Quality:
     """Return how well sketches find the photos of their class, and their own photo."""
     stems = {photo.stem: row for row, photo in enumerate(_files(images.photos))}
     precisions, distracted, ranks = [], [], []
     for sketch, drawn, label in zip(sketches, images.sketches, images.sketch_labels, strict=True):
-        answer = gallery.answer(sketch, gallery.count, "exact", fold=False, regions=regions)
+        answer = gallery.answer(
+            sketch, gallery.count, "exact", fold=False, rerank=rerank, regions=regions
+        )
         names = [Path(hit.path).stem for hit in answer.hits]
         found = [int(name) if name.isdigit() else -1 for name in names]
         is_right = np.array([row >= 0 and images.photo_labels[row] == label for row in found])
@@ -307,13 +316,14 @@ def costs(
                 (
                     statistics.median(live / one.seconds for one in found),
                     _size(gallery) / live,
-                    _query_ms(gallery, sketches),
+                    *(_query_ms(gallery, sketches, rerank) for rerank in _RERANKS),
                 )
             )
         units = (
             f"indexing, photos/s (median of {repeats})",
             "disk, bytes a photo",
             "search for 24 hits, ms",
+            "search for 24 hits and diffusion, ms",
         )
         for unit, before, after in zip(units, *both, strict=True):
             name = f"{live:,} {what}: {unit}"
@@ -341,14 +351,14 @@ def _size(gallery: Path) -> int:
     return sum(path.stat().st_size for path in gallery.rglob("*") if path.is_file())
 
 
-def _query_ms(gallery: Path, sketches: Rows) -> float:
+def _query_ms(gallery: Path, sketches: Rows, rerank: Rerank) -> float:
     """Return the median time of a search in milliseconds, without embedding the sketch."""
     with Gallery.open(gallery) as opened:
-        opened.answer(sketches[0], 24)
+        opened.answer(sketches[0], 24, rerank=rerank)
         times = []
         for sketch in sketches[:_QUERIES]:
             started = time.perf_counter()
-            opened.answer(sketch, 24)
+            opened.answer(sketch, 24, rerank=rerank)
             times.append(time.perf_counter() - started)
     return statistics.median(times) * 1e3
 

@@ -210,8 +210,8 @@ rerank = click.option(
     default="auto",
     show_default=True,
     help="Rerank the hits: expand the query by its first hits, or diffuse scores over similar "
-    "photos. auto diffuses the hits of sketches in galleries of 500 to 200,000 photos without "
-    "regions, and leaves others by score.",
+    "photos. auto diffuses the hits of sketches in galleries of 500 to 200,000 photos, and leaves "
+    "others by score.",
 )
 json = click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
 read_only = click.option(

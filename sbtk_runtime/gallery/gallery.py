@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, get_args
@@ -29,7 +28,7 @@ from sbtk_runtime.gallery.folder import (
 from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Scores, mark_matches
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note, undated_notice
-from sbtk_runtime.gallery.region_search import Found, RegionSearch, require_within
+from sbtk_runtime.gallery.region_search import RERANKED, RegionSearch, require_within
 from sbtk_runtime.gallery.row_check import REPAIR, RowCheck, UsableRows
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
@@ -163,7 +162,7 @@ class Gallery(Queries):
         few = few_notices(offset + len(hits), allowed, offset + k, among)
         if match_rule is not None and allowed and self.manifest.bits is None:
             # The best of many regions is as good by chance as the best of as many photos.
-            compared = self._regions if regions and rerank == "none" else None
+            compared = self._compared_regions(search, rerank) if regions else None
             hits = mark_matches(hits, match_rule, allowed + (len(compared) if compared else 0))
         return Answer(hits, (*self._all_faults(), *few, *self._date_notices(among)))
 
@@ -320,13 +319,19 @@ class Gallery(Queries):
         self._check_question(k, search, offset)
         require_rerank(rerank)
         best = offset + k + (left_out is not None)
+        parts = self._compared_regions(search, rerank) if regions else None
+        is_diffused = parts is not None and rerank == "diffusion"
+        wanted = max(best, RERANKED) if is_diffused else best
         among: Rows | None = None
         if accepted:
             among = self._view.rows(accepted)
         while True:
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
-            rows, scores = self._nearest(embedding, min(best, allowed), usable, search, rerank)
+            whole_rerank: Rerank = rerank if parts is None else "none"
+            rows, scores = self._nearest(
+                embedding, min(wanted, allowed), usable, search, whole_rerank
+            )
             # A row may have been damaged since it was checked, but is still in the graph and the
             # sign codes.
             is_intact = self._check.is_hit_intact(rows)
@@ -334,19 +339,31 @@ class Gallery(Queries):
                 break
             self._usable.leave_out(rows[~is_intact])
             search = "exact"
-        found = None
-        if regions and self._regions is not None and rerank == "none" and search != "hnsw":
-            wanted = min(best, allowed)
-            found = self._regions.improve(rows, scores, embedding, wanted, usable, search)
-            rows, scores = found.rows, found.scores
+        by_row: dict[int, int] = {}
+        if parts is not None:
+            wanted = min(wanted, allowed)
+            found = parts.improve(rows, scores, embedding, wanted, usable, search)
+            found = parts.diffuse(found) if is_diffused else found
+            rows, scores = found.rows[:best], found.scores[:best]
+            by_row = dict(zip(found.rows.tolist(), found.regions.tolist(), strict=True))
+
+        def box(row: int) -> Box | None:
+            return None if parts is None else parts.box(by_row[row])
+
         if usable is None:
             allowed = self.count - self.unusable
         if not allowed and self.unusable >= self.count:
             raise BadGallery(
                 self._usable.notice, "at least one that can be used", self._usable.remedy
             )
-        hits = self._hits(rows, scores, accepted, k, fold=fold, offset=offset, left_out=left_out)
-        return hits if found is None else self._with_regions(hits, found), allowed
+        hits = self._hits(
+            rows, scores, box, accepted, k, fold=fold, offset=offset, left_out=left_out
+        )
+        return hits, allowed
+
+    def _compared_regions(self, search: Search, rerank: Rerank) -> RegionSearch | None:
+        """Return the regions, unless photos are found by whole frames alone."""
+        return None if search == "hnsw" or rerank == "expand" else self._regions
 
     def _date_notices(self, among: PhotoFilter) -> tuple[str, ...]:
         """Return notices about photos of a period that are included by the times of their files."""
@@ -361,17 +378,6 @@ class Gallery(Queries):
             text = f"the dates of {unread:,} of these were not read yet"
             notices.append(f"{text}: run 'sbtk index PHOTOS --gallery {name}'")
         return tuple(notices)
-
-    def _with_regions(self, hits: list[Hit], found: Found) -> list[Hit]:
-        """Return the hits with the boxes of the regions by which they were found."""
-        assert self._regions is not None
-        regions = dict(zip(found.rows.tolist(), found.regions.tolist(), strict=True))
-        marked = []
-        for hit in hits:
-            photo = self._view.photo(hit.id)
-            box = None if photo is None else self._regions.box(regions.get(photo.row, -1))
-            marked.append(hit if box is None else replace(hit, region=box))
-        return marked
 
     def _region_row(self, photo: Photo, region: Box) -> int:
         """Return the row of the photo's region that covers a box best.
@@ -405,10 +411,8 @@ class Gallery(Queries):
         return self._searched.rerank(embedding, k, among, search, rerank)
 
     def _diffuses_sketches(self) -> bool:
-        # Hits by regions are not reranked.
         return (
             AUTO_FROM <= self.count < AUTO_BELOW
-            and self._regions is None
             and isinstance(self._searched, EmbeddingSearch)
             and self._searched.has_neighbours()
         )
@@ -454,6 +458,7 @@ class Gallery(Queries):
         self,
         rows: NDArray[np.int64],
         scores: NDArray[np.float32],
+        box: Callable[[int], Box | None],
         among: PhotoFilter,
         k: int,
         *,
@@ -461,7 +466,10 @@ class Gallery(Queries):
         offset: int,
         left_out: Photo | None,
     ) -> list[Hit]:
-        """Return the hits `offset + 1` to `offset + k` of `rows (N,)`, best first."""
+        """Return the hits `offset + 1` to `offset + k` of `rows (N,)`, best first.
+
+        `box` returns the region by which the photos at a row were found.
+        """
         if fold and left_out is not None:
             own = [photo_id for photo_id, _ in self._view.names_at(left_out.row, among)]
             if left_out.id in own:
@@ -476,7 +484,7 @@ class Gallery(Queries):
                     continue
                 rank += 1
                 if offset < rank <= offset + k:
-                    hits.append(Hit(rank, score, one.id, one.path, tuple(copies)))
+                    hits.append(Hit(rank, score, one.id, one.path, tuple(copies), region=box(row)))
         return hits
 
     def _check_catalogue(self) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,11 +22,18 @@ from sbtk_runtime.gallery.drop import drop_photos
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.hits import Box, Hit
-from sbtk_runtime.gallery.region_search import MOST_COMMON, PENALTY, common_part
+from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME
+from sbtk_runtime.gallery.region_search import (
+    MOST_COMMON,
+    PENALTY,
+    common_part,
+    first_of_each,
+)
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import RegionsRecord, read_gallery_manifest
 from sbtk_runtime.regions import grid_of
+from sbtk_runtime.rerank import NEIGHBOURS, diffuse
 from tests.tiny import tiny_bundle
 from tests.tiny_regions import tiny_map_bundle
 
@@ -168,6 +177,100 @@ def test_pages_of_hits_continue_in_order_also_in_a_folder(
         ]
         assert names(gallery.search(query, 40, under=photos)) == names(whole)
         assert gallery.search(query, 40, under=photos / "none") == []
+
+
+def diffused_by_loop(
+    folder: Path, embedder: Embedder, photos: Path, query: NDArray[np.float32]
+) -> dict[str, float]:
+    """Return the sort key of each photo by diffusion between the parts that they are found by."""
+    whole, regions = {}, {}
+    for item in embedder.stream_unknown(sorted(photos.iterdir()), "photo", None, grid_of(16)):
+        assert isinstance(item, Embedded)
+        assert item.regions is not None
+        whole[item.path.stem], regions[item.path.stem] = item.row, item.regions
+    common = common_part(np.concatenate(list(regions.values())).mean(axis=0))
+    scores, parts = {}, {}
+    for name, row in whole.items():
+        theirs = regions[name] @ (query - common) - PENALTY
+        scores[name] = max(float(row @ query), float(theirs.max()))
+        is_whole = row @ query >= theirs.max()
+        parts[name] = row if is_whole else regions[name][int(theirs.argmax())]
+    order = sorted(scores, key=lambda name: -scores[name])
+    alike = np.array([[parts[a] @ parts[b] if a != b else -9.0 for b in order] for a in order])
+    near = np.argsort(-alike, axis=1, kind="stable")[:, :NEIGHBOURS]
+    keys = diffuse(
+        np.array([scores[name] for name in order], dtype=np.float32),
+        near,
+        np.take_along_axis(alike, near, 1).astype(np.float32),
+    )
+    return dict(zip(order, keys.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("search", ["auto", "exact", "codes"])
+@pytest.mark.parametrize("colour", COLOURS)
+def test_diffusion_compares_the_parts_that_photos_were_found_by(
+    folder: Path,
+    photos: Path,
+    embedder: Embedder,
+    search: gallery_module.Search,
+    colour: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gallery_module, "EXACT_BELOW", 1)
+    # Not quite a colour of the photos, so that whole frames and regions are among the hits.
+    image = Image.blend(thing(colour), Image.new("RGB", (SIDE, SIDE), BACKGROUNDS[0]), 0.5)
+    query, _ = embedder.embed_one(image, "photo")
+    with Gallery.open(folder) as gallery:
+        plain = gallery.search(query, 12, search)
+        hits = gallery.search(query, 12, search, rerank="diffusion")
+        pages = [
+            hit
+            for start in (0, 5, 10)
+            for hit in gallery.search(query, 5, search, rerank="diffusion", offset=start)
+        ]
+        whole = gallery.search(query, 12, search, rerank="diffusion", regions=False)
+    expected = diffused_by_loop(folder, embedder, photos, query)
+    keys = [expected[name] for name in names(hits)]
+    # Stored rows are float16, which may swap photos with almost equal keys.
+    assert keys == pytest.approx(sorted(expected.values(), reverse=True), abs=2e-3)
+    assert names(hits) != names(plain), "diffusion must change something to be compared"
+    by_path = {hit.path: (hit.score, hit.region) for hit in plain}
+    assert {hit.path: (hit.score, hit.region) for hit in hits} == by_path
+    assert [(hit.rank, hit.path, hit.region) for hit in pages] == [
+        (hit.rank, hit.path, hit.region) for hit in hits
+    ]
+    assert all(hit.region is None for hit in whole)
+
+
+def test_regions_are_diffused_without_stored_neighbours(
+    folder: Path, tmp_path: Path, embedder: Embedder
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy.sbtk")
+    query, _ = embedder.embed_one(thing("red"), "photo")
+    with Gallery.open(copy) as gallery:
+        expected = names(gallery.search(query, 12, rerank="diffusion"))
+    (copy / NEIGHBOURS_NAME).unlink()
+    with Gallery.open(copy) as gallery:
+        assert names(gallery.search(query, 12, rerank="diffusion")) == expected
+        with pytest.raises(BadGallery, match="no neighbours"):
+            gallery.search(query, 12, rerank="diffusion", regions=False)
+
+
+@given(
+    owners=st.lists(st.integers(0, 12), max_size=60),
+    count=st.integers(1, 4),
+    most=st.integers(1, 20),
+)
+def test_the_first_regions_of_the_first_photos_are_scored(
+    owners: list[int], count: int, most: int
+) -> None:
+    kept: list[bool] = []
+    seen: dict[int, int] = {}
+    for owner in owners:
+        seen[owner] = seen.get(owner, 0) + 1
+        kept.append(seen[owner] <= count and list(seen).index(owner) < most)
+    found = first_of_each(np.array(owners, dtype=np.int64), count, most)
+    assert found.tolist() == kept
 
 
 def test_a_region_of_a_photo_can_be_a_query(folder: Path, embedder: Embedder) -> None:
