@@ -17,6 +17,9 @@ INSTALL_FAILED := { echo "pip could not install sbtk (see its error above); it n
 TESTS_NOT_INSTALLED := { echo "pip could not install sbtk with the dependencies of its tests (see its\
  error above); it needs access to a package index, and a C++ compiler for hnswlib" >&2; exit 1; }
 
+# Tests start hundreds of processes; without compiled modules each would compile its own.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo check lint types layers test test-all test-browser test-firefox screenshots chromium firefox format clean
 
