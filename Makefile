@@ -96,15 +96,17 @@ $(DEMO_VENV)/.installed: $(SOURCES)
 	@touch $@
 
 # An editable installation, so only a change of dependencies requires a new one. onnxruntime-gpu is
-# installed to a separate folder, for the tests that need it, or it would overwrite onnxruntime.
+# installed to a separate folder, for the tests that need it, or it would overwrite onnxruntime; at
+# the same time, since pip uses one core.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(call new_environment,$(VENV))
 	@echo "Installing sbtk with the dependencies of its tests into $(VENV) (5 GB) ..."
-	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
-		".[train,export,cpu,hnsw,openvino,tensorrt-rtx,plot,photos,postgres,milvus,serve,show,dev]" || $(TESTS_NOT_INSTALLED)
-	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --upgrade \
+	@{ $(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps --upgrade \
 		--target $(VENV)/onnxruntime-gpu onnxruntime-gpu \
-		|| echo "onnxruntime-gpu is not available for this machine: its tests are skipped" >&2
+		|| echo "onnxruntime-gpu is not available for this machine: its tests are skipped" >&2; } & \
+	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --editable \
+		".[train,export,cpu,hnsw,openvino,tensorrt-rtx,plot,photos,postgres,milvus,serve,show,dev]" || $(TESTS_NOT_INSTALLED); \
+	wait
 	@touch $@
 
 define install
