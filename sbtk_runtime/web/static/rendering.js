@@ -12,8 +12,10 @@ import { CANVAS_UNITS } from "./drawing.js";
 
 // Curves whose widths differ by less, in units, are drawn as one path.
 const WIDTH_TOLERANCE = 0.6;
+// The side grows in steps: what has not changed is then rendered as before when another stroke moves a little.
 const MIN_SIDE_PX = 512;
 const MAX_SIDE_PX = 1024;
+const SIDE_STEP_PX = 128;
 // The server crops a sketch to its strokes. Small drawings are rendered larger, so that lines stay sharp.
 const MIN_EXTENT_PX = 320;
 // The server treats lighter pixels as background.
@@ -128,8 +130,8 @@ export async function renderImage(drawing, unfinished = []) {
  * @returns {OffscreenCanvas}
  */
 function renderMarks(marks) {
-  const scale = MIN_EXTENT_PX / extent(marks);
-  const sidePx = Math.round(Math.min(MAX_SIDE_PX, Math.max(MIN_SIDE_PX, scale * CANVAS_UNITS)));
+  const neededPx = (MIN_EXTENT_PX / extent(marks)) * CANVAS_UNITS;
+  const sidePx = Math.min(MAX_SIDE_PX, Math.max(MIN_SIDE_PX, SIDE_STEP_PX * Math.ceil(neededPx / SIDE_STEP_PX)));
   const canvas = new OffscreenCanvas(sidePx, sidePx);
   const context = contextOf(canvas);
   context.scale(sidePx / CANVAS_UNITS, sidePx / CANVAS_UNITS);

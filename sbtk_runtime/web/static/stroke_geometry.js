@@ -7,7 +7,7 @@
 /** @typedef {{ left: number, top: number, right: number, bottom: number }} Box in units */
 
 // Erased strokes are cut with this accuracy, in units.
-const CUT_STEP = 3;
+const CUT_STEP = 2;
 /** @type {WeakMap<Stroke, WeakMap<Stroke, readonly Stroke[]>>} what eraser strokes leave of strokes */
 const cuts = new WeakMap();
 
@@ -180,7 +180,23 @@ function cutOut(stroke, eraser) {
     if (isErased[index]) parts.push([]);
     else parts[parts.length - 1].push(point);
   });
-  return parts.filter((part) => part.length > 0).map((part) => ({ ...stroke, points: part }));
+  return parts
+    .map((part, index) => shortened(part, index > 0 ? part[0] : null, index < parts.length - 1 ? part[part.length - 1] : null))
+    .filter((part) => part.length > 0)
+    .map((part) => ({ ...stroke, points: part }));
+}
+
+/**
+ * Takes half a line's width off each end that was cut, because ends are drawn round. What is shorter becomes a dot.
+ * @param {readonly Point[]} points
+ * @param {(Point | null | undefined)[]} cutEnds
+ */
+function shortened(points, ...cutEnds) {
+  const isLeft = (/** @type {Point} */ { x, y, width }, /** @type {Point | null | undefined} */ end) =>
+    !end || Math.hypot(x - end.x, y - end.y) >= width / 2 - CUT_STEP;
+  const left = points.filter((point) => cutEnds.every((end) => isLeft(point, end)));
+  const middle = points.length >> 1;
+  return left.length > 0 ? left : points.slice(middle, middle + 1);
 }
 
 /** @param {Stroke} stroke @param {Place} place */
