@@ -28,10 +28,14 @@ _BAND_PIXELS = 1 << 19
 _SAME_LEVELS = 2.5
 
 
-def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
-    """Return the image in sRGB, in mode RGB, or RGBA if any pixel is transparent."""
+def to_rgb_or_rgba(image: Image.Image, *, keeps_grey: bool = False) -> Image.Image:
+    """Return the image in sRGB, in mode RGB, or RGBA if any pixel is transparent.
+
+    With `keeps_grey`, an image in mode L without transparency stays as it is.
+    """
     image = _in_srgb(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
+    is_done = image.mode == "RGB" or (keeps_grey and image.mode == "L")
+    if is_done and "transparency" not in image.info:
         return image
     if image.mode == "La":
         image = image.convert("LA")

@@ -178,7 +178,8 @@ class DecodedImage:
     """A decoded image.
 
     Attributes:
-        image: upright, in mode RGB, or RGBA when any pixel is transparent.
+        image: upright, in mode RGB, or RGBA when any pixel is transparent; L if it is grey, and
+            `keeps_grey` was given.
         notices: messages for the user, such as that the file is only partly readable.
     """
 
@@ -195,6 +196,7 @@ class OpenImage:
             shorter side keeps at least this many pixels; `None` keeps the full scale.
         limit_s: core-seconds after which decoding ends; `None` for `MAX_DECODE_S`.
         max_bytes: memory that decoding and the file may take together.
+        keeps_grey: leave grey images in mode L, which takes less time for them.
 
     Attributes:
         data: the bytes of the file.
@@ -213,8 +215,10 @@ class OpenImage:
         at_least_px: int | None = None,
         limit_s: float | None = None,
         max_bytes: int = MAX_DECODE_BYTES,
+        keeps_grey: bool = False,
     ) -> None:
         self.data = data
+        self._keeps_grey = keeps_grey
         self._max_bytes = max_bytes
         self._at_least_px = at_least_px
         self._clock = Clock(MAX_DECODE_S if limit_s is None else limit_s)
@@ -307,7 +311,7 @@ class OpenImage:
         part = find_early_end(self._open, file, pixels)
         if part is not None:
             return self._partial_image(part, file, None)
-        return DecodedImage(_finish(pixels, image, file, self._open))
+        return DecodedImage(_finish(pixels, image, file, self._open, keeps_grey=self._keeps_grey))
 
     def _partial_image(
         self, part: Part, file: ScreenedImage, problem: Exception | None
@@ -384,6 +388,8 @@ def on_white(image: Image.Image) -> Image.Image:
     """Return the image in mode RGB, on white where it is transparent."""
     if image.mode == "RGB":
         return image
+    if image.mode == "L":
+        return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     white.paste(rgba, mask=rgba.getchannel("A"))
@@ -489,6 +495,8 @@ def _finish(
     file: ScreenedImage,
     open_: Open,
     missing: Mask | None = None,
+    *,
+    keeps_grey: bool = False,
 ) -> Image.Image:
     """Return decoded pixels upright, in sRGB, and grey where pixels are missing.
 
@@ -498,6 +506,7 @@ def _finish(
         file: the bytes of that file.
         open_: opens the file again.
         missing: `(H, W) bool`, true where nothing was decoded.
+        keeps_grey: as in `OpenImage`.
     """
     orientation = _orientation(header, is_whole=pixels is header)
     if is_wide(pixels):
@@ -510,7 +519,7 @@ def _finish(
         )
     elif file.bits == 16 and missing is None:
         pixels = _by_used_bits(pixels, file, open_)
-    image = to_rgb_or_rgba(pixels)
+    image = to_rgb_or_rgba(pixels, keeps_grey=keeps_grey)
     if missing is not None:
         image.paste((128,) * 3, mask=Image.fromarray(missing))
     turn = _TURNS.get(orientation)

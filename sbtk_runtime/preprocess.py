@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +137,7 @@ def open_image(
         at_least_px=size_px if kind == "photo" else _WORK_PX,
         limit_s=limit_s,
         max_bytes=max_bytes,
+        keeps_grey=True,
     )
 
 
@@ -167,29 +168,33 @@ def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
     """Return `(size, size, 3) uint8` RGB: the whole photo, squeezed to a square."""
     # Box filtering first keeps large images cheap; the bilinear filter then has at least three
     # source pixels for each output pixel.
-    square = images.on_white(image).resize(
-        (size_px, size_px), Image.Resampling.BILINEAR, reducing_gap=3.0
-    )
-    return np.asarray(square, dtype=np.uint8)
+    opaque = image if image.mode == "L" else images.on_white(image)
+    square = opaque.resize((size_px, size_px), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.asarray(images.on_white(square), dtype=np.uint8)
 
 
-def detect_kind(pixels: Pixels) -> Kind:
+def detect_kind(image: Image.Image) -> Kind:
     """Return what an image seems to be: a sketch is mostly background, with hardly any colour.
 
-    In doubt it is a sketch, as photos on a plain background may be.
-
-    Args:
-        pixels: `(H, W, 3) uint8` RGB, the whole image, as `prepare(data, "photo")` makes it.
+    In doubt it is a sketch, as photos on a plain background may be. The image is decoded, in mode
+    L, RGB or RGBA.
     """
-    small = Image.fromarray(pixels).resize((_KIND_PX, _KIND_PX), Image.Resampling.BILINEAR)
-    red, green, blue = np.moveaxis(np.asarray(small, dtype=np.int16), 2, 0)
-    grey = (red + green + blue) / 3
-    background = np.abs(grey - np.median(grey)) < _NEAR_BACKGROUND
+    opaque = image if image.mode == "L" else images.on_white(image)
+    small = opaque.resize((_KIND_PX, _KIND_PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    levels = np.asarray(small, dtype=np.int16)
+    if levels.ndim == 2:
+        return "sketch" if _background(levels) > _MIN_BACKGROUND else "photo"
+    red, green, blue = np.moveaxis(levels, 2, 0)
     # This takes a fifth of the time of NumPy's reductions along a short axis.
     lightest = np.maximum(np.maximum(red, green), blue)
     coloured = lightest - np.minimum(np.minimum(red, green), blue) > _COLOURED
-    is_sketch = background.mean() > _MIN_BACKGROUND and coloured.mean() < _MAX_COLOURED
-    return "sketch" if is_sketch else "photo"
+    has_background = _background((red + green + blue) / 3) > _MIN_BACKGROUND
+    return "sketch" if has_background and coloured.mean() < _MAX_COLOURED else "photo"
+
+
+def _background(grey: NDArray[Any]) -> float:
+    """Return the share of grey levels `(H, W)`, from 0 to 255, that are near their median."""
+    return float((np.abs(grey - np.median(grey)) < _NEAR_BACKGROUND).mean())
 
 
 def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
@@ -250,7 +255,7 @@ def _darkness(image: Image.Image) -> tuple[Pixels, tuple[str, ...]]:
             return alpha, ("Light strokes on a transparent background: used as ink",)
         notices: tuple[str, ...] = ("Transparent background: shown on white",)
     else:
-        grey = np.asarray(image.convert("L"), dtype=np.uint8)
+        grey = np.asarray(image if image.mode == "L" else image.convert("L"), dtype=np.uint8)
         notices = ()
     paper = int(np.median(_border(grey)))
     if paper < 128:

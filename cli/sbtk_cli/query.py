@@ -186,9 +186,11 @@ def _open(
 
 def _detect(data: bytes, sketch: str, *, quiet: bool) -> Kind:
     """Return the detected kind of the image; tell the user if it is a photo."""
+    from PIL import Image
+
     from sbtk_runtime.preprocess import detect_kind, prepare
 
-    kind = detect_kind(prepare(data, "photo").pixels)
+    kind = detect_kind(Image.fromarray(prepare(data, "photo").pixels))
     if kind == "photo":
         text = f"{_name(sketch)} looks like a photo and is searched as one"
         output.notice(f"{text}; to search it as a sketch: --as sketch", quiet=quiet)

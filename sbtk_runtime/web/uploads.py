@@ -13,7 +13,7 @@ import email.message
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -218,16 +218,15 @@ def _prepare_opened(image: OpenImage, kind: Kind | None) -> Upload | None:
     `None` is a sketch that is to be decoded again, at a larger scale.
     """
     decoded = image.decode()
-    prepared = prepare_image(decoded.image, kind or "photo", notices=decoded.notices)
+    notices = decoded.notices
+    if kind is None and detect_kind(decoded.image) == "photo":
+        kind, notices = "photo", (*notices, _LOOKS_LIKE_A_PHOTO)
     if kind is not None:
-        return Upload(prepared, kind)
-    if detect_kind(prepared.pixels) == "photo":
-        notices = (*prepared.notices, _LOOKS_LIKE_A_PHOTO)
-        return Upload(replace(prepared, notices=notices), "photo")
+        return Upload(prepare_image(decoded.image, kind, notices=notices), kind)
     # Only JPEGs are decoded at several scales, with less memory at a smaller one.
     if _open(image.data, "sketch").memory_bytes != image.memory_bytes:
         return None
-    return Upload(prepare_image(decoded.image, "sketch", notices=decoded.notices), "sketch")
+    return Upload(prepare_image(decoded.image, "sketch", notices=notices), "sketch")
 
 
 MAX_BODY_BYTES = 8 << 20

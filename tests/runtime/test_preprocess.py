@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from sbtk_runtime.errors import BadImage, SbtkError
+from sbtk_runtime.images import decode
 from sbtk_runtime.preprocess import (
     SIZE_PX,
     Kind,
@@ -36,6 +37,25 @@ def test_photos_of_any_size_become_a_square(size: tuple[int, int]) -> None:
 def test_a_photo_of_the_right_size_is_not_changed() -> None:
     photo = tiny_photo(1).resize((SIZE_PX, SIZE_PX))
     assert np.array_equal(photo_pixels(photo), np.asarray(photo))
+
+
+def test_grey_files_have_the_pixels_of_the_same_in_colour() -> None:
+    """They stay in one channel until they are prepared."""
+    sketch, photo = tiny_sketch(3).convert("L"), tiny_photo(3).convert("L").resize((900, 700))
+    cases: tuple[tuple[Image.Image, Kind], ...] = (
+        (sketch, "sketch"),
+        (photo, "photo"),
+        (photo, "sketch"),
+    )
+    for grey, kind in cases:
+        for name in ("PNG", "JPEG"):
+            data = _saved(grey, name)
+            assert decode_image(data, kind).mode == "L"
+            in_colour = decode(data, at_least_px=None if kind == "sketch" else SIZE_PX)
+            assert in_colour.mode == "RGB"
+            expected = prepare_image(in_colour, kind).pixels
+            assert np.array_equal(prepare(data, kind).pixels, expected)
+            assert detect_kind(decode_image(data, kind)) == detect_kind(in_colour)
 
 
 def test_photos_are_not_cropped() -> None:
@@ -230,4 +250,4 @@ def _detected(image: Image.Image) -> Kind:
 
 
 def _detected_in(data: bytes) -> Kind:
-    return detect_kind(prepare(data, "photo").pixels)
+    return detect_kind(decode_image(data, "photo"))
