@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -104,7 +104,17 @@ def has_no_close_match(hits: Sequence[Hit]) -> bool | None:
 Scores = NDArray[np.float32]
 
 
-def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tuple[Rows, Scores]:
+#: Called with rows `(N,) int64` that turned out to be damaged or missing.
+OnLost = Callable[[Rows], None]
+
+
+def exact_search(
+    vectors: Vectors,
+    rows: Rows,
+    query: Embeddings,
+    k: int,
+    on_lost: OnLost = lambda rows: None,
+) -> tuple[Rows, Scores]:
     """Return rows and cosines of the `k` best among ascending `rows`, best first.
 
     Equal scores are ordered by row. Damaged rows are never found.
@@ -114,10 +124,13 @@ def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tup
         rows: `(N,) int64`, the rows to search.
         query: `(D,) float32`, of length 1.
         k: number of results; fewer if there are fewer rows.
+        on_lost: told of the damaged ones of `rows`.
     """
     best_rows = np.empty(0, dtype=np.int64)
     best_scores = np.empty(0, dtype=np.float32)
     for numbers, embeddings, is_whole in vectors.chunks(rows):
+        if not is_whole.all():
+            on_lost(numbers[~is_whole])
         scores = (embeddings @ query)[is_whole]
         best_rows = np.concatenate([best_rows, numbers[is_whole]])
         best_scores = np.concatenate([best_scores, scores])
@@ -129,7 +142,13 @@ def exact_search(vectors: Vectors, rows: Rows, query: Embeddings, k: int) -> tup
     return best_rows[order], best_scores[order]
 
 
-def hamming_search(codes: CodeShards, rows: Rows, query: Codes, k: int) -> tuple[Rows, Distances]:
+def hamming_search(
+    codes: CodeShards,
+    rows: Rows,
+    query: Codes,
+    k: int,
+    on_lost: OnLost = lambda rows: None,
+) -> tuple[Rows, Distances]:
     """Return rows and Hamming distances of the `k` nearest among ascending `rows`, nearest first.
 
     All rows as near as the last one are returned, too, ordered by row, so that the caller can break
@@ -140,11 +159,14 @@ def hamming_search(codes: CodeShards, rows: Rows, query: Codes, k: int) -> tuple
         rows: `(N,) int64`, the rows to search.
         query: `(W,) uint8`, packed like the codes.
         k: number of results, at least 1; fewer if there are fewer rows.
+        on_lost: told of the missing ones of `rows`.
     """
     near_rows = np.empty(0, dtype=np.int64)
     near = np.empty(0, dtype=np.uint16)
     farthest = np.iinfo(np.uint16).max
     for numbers, part, is_held in codes.chunks(rows):
+        if not is_held.all():
+            on_lost(numbers[~is_held])
         distances = hamming_distances(query[None], part)[0]
         chosen = np.flatnonzero(is_held & (distances <= farthest))
         near_rows = np.concatenate([near_rows, numbers[chosen]])

@@ -16,7 +16,7 @@ from sbtk_runtime.gallery.catalogue import CatalogueView
 from sbtk_runtime.gallery.hits import Scores, exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, build_graph, has_hnswlib, import_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, Neighbours, load_neighbours
-from sbtk_runtime.gallery.row_check import RowCheck
+from sbtk_runtime.gallery.row_check import RowCheck, UsableRows
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, make_row_mask, unit_row
 from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.manifest import GalleryManifest
@@ -40,7 +40,7 @@ class EmbeddingSearch:
         view: the generation's photos.
         vectors: the embeddings.
         check: of their checksums.
-        live_rows: returns the rows of all photos whose embeddings are intact.
+        live_rows: the rows of all photos whose embeddings are intact.
         exact_below: `auto` searches galleries and folders with fewer photos exactly. For larger
             galleries, graph or codes are loaded at once.
         note: called with a sentence for the user.
@@ -53,7 +53,7 @@ class EmbeddingSearch:
         view: CatalogueView,
         vectors: Vectors,
         check: RowCheck,
-        live_rows: Callable[[], Rows],
+        live_rows: UsableRows,
         *,
         exact_below: int,
         note: Callable[[str], None],
@@ -104,7 +104,7 @@ class EmbeddingSearch:
             if len(rows) == k:
                 return rows, scores
         rows = self._live_rows() if among is None else among
-        return exact_search(self._vectors, rows, query, k)
+        return exact_search(self._vectors, rows, query, k, self._live_rows.leave_out)
 
     def rerank(
         self,
@@ -268,12 +268,10 @@ class CodeSearch:
     Args:
         view: the generation's photos.
         codes: their codes.
-        live_rows: returns the rows of all photos.
+        live_rows: the rows of all photos.
     """
 
-    def __init__(
-        self, view: CatalogueView, codes: CodeShards, live_rows: Callable[[], Rows]
-    ) -> None:
+    def __init__(self, view: CatalogueView, codes: CodeShards, live_rows: UsableRows) -> None:
         self._view = view
         self._codes = codes
         self._live_rows = live_rows
@@ -311,7 +309,7 @@ class CodeSearch:
         if not k:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
         rows = self._live_rows() if among is None else among
-        found, distances = hamming_search(self._codes, rows, code, k)
+        found, distances = hamming_search(self._codes, rows, code, k, self._live_rows.leave_out)
         order = np.lexsort((self._view.ids(found), distances))[:k]
         scores = 1.0 - 2.0 * distances[order] / bits
         return found[order], scores.astype(np.float32)

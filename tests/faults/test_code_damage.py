@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,17 @@ def test_a_truncated_shard_is_searched_up_to_its_end(folder: Path, kept: int) ->
         assert [text for text in gallery.notices if text.startswith(lost)]
     report = verify_gallery(folder)
     assert report.problems == (f"the embeddings of {COUNT - kept} photos are damaged or missing",)
+
+
+def test_a_shard_truncated_during_a_search_is_told(folder: Path) -> None:
+    with Gallery.open(folder) as gallery:
+        assert len(gallery.search(QUERY, 3)) == 3
+        os.truncate(shard_of(folder), 25 * CODE_BYTES)
+        assert len(gallery.search(QUERY, 3)) == 3
+        assert any(f"{COUNT - 25} of {COUNT} photos" in text for text in gallery.notices)
+        os.truncate(shard_of(folder), 0)
+        with pytest.raises(BadGallery, match=f"{COUNT} of {COUNT} photos"):
+            gallery.search(QUERY, 3)
 
 
 def test_lost_codes_are_rebuilt(tmp_path: Path, embedder: Embedder) -> None:

@@ -18,7 +18,7 @@ from sbtk_runtime.errors import BadConfig, BadGallery
 from sbtk_runtime.gallery import gallery as reading
 from sbtk_runtime.gallery import search as searching
 from sbtk_runtime.gallery import sign_codes
-from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.gallery import Gallery, Search
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Vectors
 from sbtk_runtime.gallery.sign_codes import SignCodes, drift, make_rotation
 from sbtk_runtime.gallery.update import update_gallery
@@ -377,14 +377,15 @@ def test_a_file_with_its_timestamps_unchanged_is_not_hashed(
         Gallery.open(folder)
 
 
+@pytest.mark.parametrize("search", ["codes", "exact"])
 def test_vectors_truncated_during_a_search_give_no_wrong_hits(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, search: Search
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 10)
     with Gallery.open(folder) as gallery:
-        assert len(gallery.search(QUERY, 10)) == 10
+        assert len(gallery.search(QUERY, 10, search)) == 10
         os.truncate(folder / "vectors" / "000000.f16", 100 * 2 * DIM)
-        hits = gallery.search(QUERY, 10)
+        hits = gallery.search(QUERY, 10, search)
         left = unit_rows(COUNT, DIM)[:100]
         assert [hit.id for hit in hits] == expected_ids(left)
         assert any(f"{COUNT - 100} of {COUNT} photos" in text for text in gallery.notices)
