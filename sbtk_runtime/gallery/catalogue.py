@@ -15,7 +15,7 @@ import operator
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -254,11 +254,25 @@ class CatalogueView:
 
     def names_at(self, row: int, among: PhotoFilter = ALL_PHOTOS) -> list[tuple[int, bytes]]:
         """Return ids and paths of the photos whose embedding is at `row`, by id."""
+        return self.names([row], among)[row]
+
+    def names(
+        self, rows: Sequence[int], among: PhotoFilter = ALL_PHOTOS
+    ) -> dict[int, list[tuple[int, bytes]]]:
+        """Return ids and paths of the photos whose embeddings are at `rows`, by row and id."""
+        names: dict[int, list[tuple[int, bytes]]] = {row: [] for row in rows}
         where, values = _visible(among)
-        query = f"SELECT id, path FROM photos WHERE row = :row AND {where} ORDER BY id"
-        return list(
-            self._select(query, lambda i, path: (integer(i), blob(path)), row=row, **values)
-        )
+        for start in range(0, len(rows), _ROWS_PER_QUERY):
+            part = ",".join(map(str, rows[start : start + _ROWS_PER_QUERY]))
+            query = (
+                f"SELECT row, id, path FROM photos WHERE row IN ({part}) AND {where} ORDER BY id"
+            )
+            with values_checked(self._path):
+                for row, photo_id, path in self._connection.execute(
+                    query, self._generation | values
+                ):
+                    names[row].append((integer(photo_id), blob(path)))
+        return names
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return the photo with that id, if there is one."""

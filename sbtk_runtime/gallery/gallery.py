@@ -477,8 +477,10 @@ class Gallery(Queries):
         # If identical photos are folded, each row is one hit, so earlier rows need no names.
         rank = first = offset if fold else 0
         hits: list[Hit] = []
-        for row, score in zip(rows[first:].tolist(), scores[first:].tolist(), strict=True):
-            same = [Copy(i, os.fsdecode(path)) for i, path in self._view.names_at(row, among)]
+        found = rows[first:].tolist()
+        names = self._view.names(found, among)
+        for row, score in zip(found, scores[first:].tolist(), strict=True):
+            same = [Copy(i, os.fsdecode(path)) for i, path in names[row]]
             for one, *copies in [same] if fold and same else [[copy] for copy in same]:
                 if left_out is not None and one.id == left_out.id:
                     continue
