@@ -269,6 +269,7 @@ class WriterLock:
         return SbtkError(
             f"{self._path.parent} cannot be written: {problem.strerror}",
             "a folder that this user may write, on a file system with locks",
+            write_error(self._path.parent, problem).next_step,
         )
 
 

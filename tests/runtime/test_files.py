@@ -207,6 +207,17 @@ def test_the_error_of_a_second_writer_names_the_first(tmp_path: Path) -> None:
         assert f"PID {os.getpid()}" in lock.read_text()
 
 
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="needs a file system that refuses everybody")
+def test_a_folder_that_cannot_be_locked_is_told_with_what_to_do() -> None:
+    with (
+        pytest.raises(SbtkError, match="/sys cannot be written") as caught,
+        WriterLock(Path("/sys/.lock")),
+    ):
+        pass
+    assert "file system with locks" in caught.value.expected
+    assert "then run the same command again" in caught.value.next_step
+
+
 def test_a_lock_is_released_after_use_and_after_an_error(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     with pytest.raises(RuntimeError), WriterLock(lock):
