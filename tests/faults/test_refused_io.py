@@ -1,7 +1,7 @@
 """What the system refuses to read or write is told by its reason, and is never called damage.
 
-A small library that is loaded before the C library refuses calls on files whose path has a given
-part, as a quota, a failing drive or a read-only mount does. One process plays all cases.
+A library refuses calls on files whose path has a given part, as a quota, a failing drive or a
+read-only mount does. One process plays all cases.
 """
 
 from __future__ import annotations
@@ -23,47 +23,9 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
+from tests.faults.system_calls import build_library, refuse, refuse_nothing
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_gallery import index
-
-_LIBRARY = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
-static int refused(int file, const char *call) {
-    const char *part = getenv("REFUSED_PATH"), *calls = getenv("REFUSED_CALLS");
-    char link[64], path[4096];
-    if (!part || !calls || strcmp(calls, call)) return 0;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 0) return 0;
-    path[length] = 0;
-    if (!strstr(path, part)) return 0;
-    errno = atoi(getenv("REFUSED_ERRNO"));
-    return 1;
-}
-#define REFUSING(type, name, call, parameters, arguments) \
-    type name parameters { \
-        static type (*real) parameters; \
-        if (!real) real = (type (*) parameters) dlsym(RTLD_NEXT, #name); \
-        return refused(file, call) ? -1 : real arguments; \
-    }
-REFUSING(ssize_t, write, "write", (int file, const void *b, size_t n), (file, b, n))
-REFUSING(ssize_t, writev, "write", (int file, const struct iovec *b, int n), (file, b, n))
-REFUSING(ssize_t, pwrite, "write", (int file, const void *b, size_t n, off_t o), (file, b, n, o))
-REFUSING(ssize_t, pwrite64, "write", (int file, const void *b, size_t n, off64_t o), \
-    (file, b, n, o))
-REFUSING(ssize_t, read, "read", (int file, void *b, size_t n), (file, b, n))
-REFUSING(ssize_t, pread, "read", (int file, void *b, size_t n, off_t o), (file, b, n, o))
-REFUSING(ssize_t, pread64, "read", (int file, void *b, size_t n, off64_t o), (file, b, n, o))
-REFUSING(int, fsync, "fsync", (int file), (file))
-REFUSING(int, fdatasync, "fsync", (int file), (file))
-"""
 
 _FILES = ("catalogue.sqlite", "vectors/", "codes-1", ".manifest.json", ".catalogue-")
 WRITING = [
@@ -79,14 +41,6 @@ READING = [
     ("codes-1", errno.EIO),
     ("manifest.json", errno.EIO),
 ]
-
-
-def refuse(part: str, calls: str, number: int) -> None:
-    os.environ.update(REFUSED_PATH=part, REFUSED_CALLS=calls, REFUSED_ERRNO=str(number))
-
-
-def refuse_nothing() -> None:
-    os.environ.pop("REFUSED_CALLS", None)
 
 
 def play(place: Path) -> None:
@@ -120,20 +74,15 @@ def play(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int], list[Any]]:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("needs Linux and a C compiler")
     place = tmp_path_factory.mktemp("refused")
-    (place / "refuse.c").write_text(_LIBRARY)
-    command = [compiler, "-shared", "-fPIC", "-o", "refuse.so", "refuse.c", "-ldl"]
-    subprocess.run(command, cwd=place, check=True)
+    library = build_library(place)
     write_photos(place / "photos", 5)
     index(place / "g.sbtk", place / "photos", tiny_bundle(place / "bundle"))
     tiny_photo(99).save(place / "photos" / "new.png")
     script = "import sys; from tests.faults.test_refused_io import *; play(Path(sys.argv[1]))"
     played = subprocess.run(
         [sys.executable, "-c", script, str(place)],
-        env=os.environ | {"LD_PRELOAD": str(place / "refuse.so")},
+        env=os.environ | {"LD_PRELOAD": str(library)},
         stdout=subprocess.PIPE,
         check=True,
         text=True,
