@@ -118,13 +118,16 @@ def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, n
     pixels = [prepare(sketch, "sketch").pixels[None] for sketch in sketches]
     per_s: dict[str, list[float]] = {}
     core_ms: dict[str, list[float]] = {}
+    client_ms: list[float] = []
     info = servers[next(iter(servers))].health()["engine"]
     with Embedder(model, engine=info["name"], precision=info["precision"]) as embedder:
         for number in range(rounds + 1):  # the first round is for warm-up
             turns = [("the engine alone", _engine_turn(embedder, pixels))]
             for name, server in servers.items():
                 for clients in _STEADY_CLIENTS:
+                    cpu_begun = time.process_time()
                     turn = _server_turn(server, sketches, clients)
+                    client_ms.append((time.process_time() - cpu_begun) / turn[0] * 1e3)
                     turns.append((f"{name}, {clients} client{'s' * (clients > 1)}", turn))
             for name, (queries, seconds, cpu_s) in turns if number else ():
                 per_s.setdefault(name, []).append(queries / seconds)
@@ -152,7 +155,8 @@ def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, n
             "the ratios within a round",
             f"{info['name']} {info['version']}, {info['precision']}, {info['threads']} threads; "
             "the engine alone embeds prepared sketches one at a time",
-            f"gallery of {note}; 24 hits each; the clients run on the same cores",
+            f"gallery of {note}; 24 hits each; the clients run on the same cores, where they take "
+            f"{statistics.median(client_ms):.2f} core-ms per query",
         ],
     )
 
