@@ -1,10 +1,12 @@
-"""What tests of collections in any engine share."""
+"""What tests of collections in any database share."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from sbtk_runtime.gallery.push import PushReport, push_gallery
 from sbtk_runtime.gallery.queries import Queries
 from sbtk_runtime.gallery.remote import open_store
-from tests.milvus_server import NEEDS_LITE, LiteServer, MilvusServer
+from tests.milvus_server import NEEDS_LITE, NEEDS_MILVUS, LiteServer, MilvusServer
 from tests.postgres_server import NEEDS_POSTGRES, PostgresServer
 from tests.tiny import tiny_photo, write_photos
 
@@ -44,7 +46,18 @@ def write_tree(folder: Path) -> Path:
 
 
 Server = PostgresServer | MilvusServer
-ENGINES = [
-    pytest.param(PostgresServer, id="postgres", marks=NEEDS_POSTGRES),
-    pytest.param(LiteServer, id="milvus-lite", marks=NEEDS_LITE),
-]
+POSTGRES = pytest.param(PostgresServer, id="postgres", marks=NEEDS_POSTGRES)
+LITE = pytest.param(LiteServer, id="milvus-lite", marks=NEEDS_LITE)
+MILVUS = pytest.param(MilvusServer, id="milvus", marks=NEEDS_MILVUS)
+
+
+def server_fixture(*databases: object) -> Any:
+    """Return a fixture of a server of each database, which the tests of a module share."""
+
+    @pytest.fixture(scope="module", params=databases)
+    def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+        started = request.param()
+        yield started
+        started.close()
+
+    return server

@@ -11,33 +11,29 @@ import pytest
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.remote import open_store
 from tests.browser.visit import ROOF, Visit
-from tests.postgres_server import NEEDS_POSTGRES, PostgresServer
+from tests.postgres_server import PostgresServer
 from tests.serve_process import ServeProcess, serving
+from tests.tiny_remote import POSTGRES, server_fixture
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = [
-    pytest.mark.browser,
-    NEEDS_POSTGRES,
-]
+pytestmark = pytest.mark.browser
+
+server = server_fixture(POSTGRES)
 
 
 @pytest.fixture(scope="module")
 def there(
-    gallery: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+    server: PostgresServer, gallery: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServeProcess]:
-    database = PostgresServer()
-    try:
-        url = database.url()
-        push_gallery(gallery, open_store(url), "nas")
-        words = ("--engine", "onnxruntime", "--threads", "1", "--at", url)
-        log = tmp_path_factory.mktemp("log") / "log"
-        with serving(None, *words, "--photos", f"nas={photos}", log=log) as process:
-            process.wait_until_ready()
-            yield process
-    finally:
-        database.close()
+    url = server.url()
+    push_gallery(gallery, open_store(url), "nas")
+    words = ("--engine", "onnxruntime", "--threads", "1", "--at", url)
+    log = tmp_path_factory.mktemp("log") / "log"
+    with serving(None, *words, "--photos", f"nas={photos}", log=log) as process:
+        process.wait_until_ready()
+        yield process
 
 
 def test_a_photo_of_a_collection_is_enlarged_and_finds_others(

@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
-from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, PostgresServer
+from tests.postgres_server import PASSWORD, PLAIN_PASSWORD, PostgresServer
+from tests.tiny_remote import POSTGRES, server_fixture
 
-pytestmark = NEEDS_POSTGRES
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    started = PostgresServer()
-    yield started
-    started.close()
+server = server_fixture(POSTGRES)
 
 
 @pytest.fixture

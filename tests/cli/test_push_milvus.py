@@ -11,18 +11,12 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
-from tests.milvus_server import NEEDS_LITE, LiteServer
+from tests.milvus_server import LiteServer
+from tests.tiny_remote import LITE, server_fixture
 
-pytestmark = NEEDS_LITE
+server = server_fixture(LITE)
 
 QUERY = ["query", "sketch.png", "-k", "5", "--model", "tiny", "--json"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LiteServer]:
-    started = LiteServer()
-    yield started
-    started.close()
 
 
 @pytest.fixture

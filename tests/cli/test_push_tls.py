@@ -9,31 +9,19 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
-from tests.postgres_server import (
-    DEBIANS,
-    NEEDS_POSTGRES,
-    PASSWORD,
-    PLAIN_PASSWORD,
-    PostgresServer,
-    TlsServer,
-)
+from tests.postgres_server import DEBIANS, PASSWORD, PLAIN_PASSWORD, PostgresServer, TlsServer
+from tests.tiny_remote import POSTGRES, server_fixture
 from tests.tls import NEEDS_OPENSSL, Certificate, tls_in_front
 
-pytestmark = [NEEDS_POSTGRES, NEEDS_OPENSSL]
+pytestmark = NEEDS_OPENSSL
 
+server = server_fixture(POSTGRES)
 QUERY = ["query", "sketch.png", "-k", "5", "--model", "tiny", "--json"]
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return Certificate.make(tmp_path_factory.mktemp("tls") / "certificate")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    started = PostgresServer()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

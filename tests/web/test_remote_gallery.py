@@ -11,22 +11,15 @@ import pytest
 
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.remote import open_store
-from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, PostgresServer
+from tests.postgres_server import PASSWORD, PLAIN_PASSWORD, PostgresServer
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import ServeProcess, serving
+from tests.tiny_remote import POSTGRES, server_fixture
 from tests.web.conftest import ENGINE, Workplace
 
-pytestmark = [
-    pytest.mark.slow,
-    NEEDS_POSTGRES,
-]
+pytestmark = pytest.mark.slow
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    started = PostgresServer()
-    yield started
-    started.close()
+server = server_fixture(POSTGRES)
 
 
 @pytest.fixture(scope="module")

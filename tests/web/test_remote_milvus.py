@@ -8,28 +8,29 @@ import pytest
 
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.remote import open_store
-from tests.milvus_server import NEEDS_LITE, LiteServer
+from tests.milvus_server import LiteServer
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import ServeProcess, serving
+from tests.tiny_remote import LITE, server_fixture
 from tests.web.conftest import ENGINE, Workplace
 
-pytestmark = [pytest.mark.slow, NEEDS_LITE]
+pytestmark = pytest.mark.slow
+
+server = server_fixture(LITE)
 
 
 @pytest.fixture(scope="module")
-def there(shared: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+def there(
+    server: LiteServer, shared: Workplace, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServeProcess]:
     """A server of the collection, with the photos mounted."""
-    database = LiteServer()
-    try:
-        url = database.make_database("photos")
-        push_gallery(shared.gallery, open_store(url), "nas")
-        words = ("--model", str(shared.bundle), *ENGINE, "--at", url)
-        log = tmp_path_factory.mktemp("log") / "log"
-        with serving(None, *words, "--photos", f"nas={shared.photos}", log=log) as process:
-            process.wait_until_ready()
-            yield process
-    finally:
-        database.close()
+    url = server.make_database("photos")
+    push_gallery(shared.gallery, open_store(url), "nas")
+    words = ("--model", str(shared.bundle), *ENGINE, "--at", url)
+    log = tmp_path_factory.mktemp("log") / "log"
+    with serving(None, *words, "--photos", f"nas={shared.photos}", log=log) as process:
+        process.wait_until_ready()
+        yield process
 
 
 def test_hits_filters_and_photos_are_those_of_the_gallery(

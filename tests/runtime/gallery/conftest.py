@@ -7,14 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.milvus_server import MilvusServer
-from tests.tiny_remote import ENGINES, Server
+from tests.tiny_remote import LITE, POSTGRES, Server, server_fixture
 
-
-@pytest.fixture(scope="module", params=ENGINES)
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    started = request.param()
-    yield started
-    started.close()
+server = server_fixture(POSTGRES, LITE)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,19 +34,13 @@ from tests.runtime.gallery.test_remote_regions import (  # noqa: F401
     test_regions_give_the_hits_of_the_gallery,
 )
 from tests.tiny_gallery import unit_rows
-from tests.tiny_remote import push
+from tests.tiny_remote import MILVUS, push, server_fixture
 from tests.tls import NEEDS_OPENSSL, Certificate
 
 pytestmark = [pytest.mark.slow, NEEDS_MILVUS]
 
+server = server_fixture(MILVUS)
 DIM = 16
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[MilvusServer]:
-    started = MilvusServer()
-    yield started
-    started.close()
 
 
 def _refusal(url: str, pushed: Path | None = None) -> str:

@@ -18,18 +18,12 @@ from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, Post
 from tests.runtime.gallery.test_dates import IN_MAY, MAY, PHOTOS, write_dated
 from tests.tiny import tiny_bundle
 from tests.tiny_gallery import gallery_of, unit_rows
-from tests.tiny_remote import push
+from tests.tiny_remote import POSTGRES, push, server_fixture
 
 pytestmark = NEEDS_POSTGRES
 
+server = server_fixture(POSTGRES)
 COUNT, DIM = 60, 16
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    started = PostgresServer()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""Collections of so many photos that engines search them by their index."""
+"""Collections of so many photos that databases search them by their index.
+
+On PostgreSQL; `test_milvus` runs these tests on Milvus, too.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,16 @@ from sbtk_runtime.gallery.queries import Queries, Search
 from sbtk_runtime.gallery.remote import EXACT_BELOW, RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.generated_inputs import clustered_vectors
-from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PostgresServer
+from tests.postgres_server import PASSWORD, PostgresServer
 from tests.tiny_codes import code_gallery_of, tiny_itq
 from tests.tiny_gallery import gallery_of
-from tests.tiny_remote import Server
+from tests.tiny_remote import POSTGRES, Server, server_fixture
 
-pytestmark = [
-    pytest.mark.slow,
-    NEEDS_POSTGRES,
-]
+pytestmark = pytest.mark.slow
 
+server = server_fixture(POSTGRES)
 DIM, CHANGED, GONE = 32, 1000, 500
 COUNT = EXACT_BELOW + GONE
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """PostgreSQL; `test_milvus` runs the same tests on Milvus."""
-    started = PostgresServer()
-    yield started
-    started.close()
 
 
 def push(gallery: Path, url: str, said: list[str] | None = None) -> PushReport:
