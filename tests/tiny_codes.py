@@ -36,9 +36,18 @@ def tiny_code_bundle(folder: Path, *bits: int, dim: int = 16, itq_seed: int = 0)
 
 
 def code_gallery_of(
-    folder: Path, codes: Codes, itq: Itq, *, is_old: bool = False
+    folder: Path,
+    codes: Codes,
+    itq: Itq,
+    *,
+    commit_every: int = 25,
+    is_old: bool = False,
+    changed: int = 0,
 ) -> GalleryManifest:
-    """Make a binary gallery of generation 1 that holds the given codes; ids start with 1."""
+    """Make a binary gallery of generation 1 that holds the given codes; ids start with 1.
+
+    The first `changed` photos have other bytes than in a gallery in which none are.
+    """
     folder.mkdir()
     origin = Origin("made-up@0123456789ab", "fp32", itq.dim, PREPROCESSING, itq.bits)
     with Catalogue(folder, 1) as catalogue:
@@ -46,10 +55,13 @@ def code_gallery_of(
         shards = open_rows(folder, itq.dim, itq.bits)
         batches = [
             batch
-            for first in range(0, len(codes), 25)
-            for batch in shards.append_bytes(first, codes[first : first + 25])
+            for first in range(0, len(codes), commit_every)
+            for batch in shards.append_bytes(first, codes[first : first + commit_every])
         ]
-        photos = [Embedding(photo_path(i), 1000 + i, i, "00" * 32, i) for i in range(len(codes))]
+        contents = [("01" if i < changed else "00") * 32 for i in range(len(codes))]
+        photos = [
+            Embedding(photo_path(i), 1000 + i, i, sha256, i) for i, sha256 in enumerate(contents)
+        ]
         catalogue.commit(photos, [], batches)
         snapshot = None if is_old else catalogue.write_snapshot()
     manifest = GalleryManifest(

@@ -26,6 +26,7 @@ from tests.runtime.gallery.test_remote_engines import (  # noqa: F401
 )
 from tests.runtime.gallery.test_remote_large import (  # noqa: F401
     test_a_large_collection_follows_changes_and_survives_a_restart,
+    test_a_large_collection_of_codes_follows_changes,
 )
 from tests.runtime.gallery.test_remote_regions import (  # noqa: F401
     region_embedder,

@@ -133,20 +133,28 @@ def test_a_push_to_a_full_disk_says_so_and_resumes(
     server.execute("DROP TABLESPACE small")
 
 
-def test_codes_are_found_by_their_index(server: Server, url: str, tmp_path: Path) -> None:
+def test_a_large_collection_of_codes_follows_changes(
+    server: Server, url: str, tmp_path: Path
+) -> None:
     itq = tiny_itq(DIM, 32)
-    codes = itq.codes(clustered_vectors(EXACT_BELOW, DIM))
-    code_gallery_of(tmp_path / "codes.sbtk", codes, itq)
+    codes = itq.codes(clustered_vectors(COUNT, DIM))
+    code_gallery_of(tmp_path / "first.sbtk", codes, itq, commit_every=4096)
+    changed = itq.codes(clustered_vectors(CHANGED, DIM, seed=5))
+    later = np.concatenate([changed, codes[CHANGED:-GONE]])
+    code_gallery_of(tmp_path / "later.sbtk", later, itq, commit_every=4096, changed=CHANGED)
     said: list[str] = []
-    assert counts(push(tmp_path / "codes.sbtk", url, said)) == (EXACT_BELOW, 0, 0)
+    assert counts(push(tmp_path / "first.sbtk", url, said)) == (COUNT, 0, 0)
     assert any("building the index" in text for text in said) is isinstance(server, PostgresServer)
+    assert counts(push(tmp_path / "first.sbtk", url)) == (0, COUNT, 0)
+    same = COUNT - CHANGED - GONE
+    assert counts(push(tmp_path / "later.sbtk", url)) == (CHANGED, same, GONE)
     with (
-        Gallery.open(tmp_path / "codes.sbtk") as local,
-        RemoteGallery.open(url, patience_s=60) as there,
+        Gallery.open(tmp_path / "later.sbtk") as local,
+        RemoteGallery.open(url, {"nas": "/"}, patience_s=60) as there,
     ):
         equal = 0
         ways: list[tuple[Queries, Search]] = [(local, "exact"), (there, "exact"), (there, "auto")]
-        for query in clustered_vectors(20, DIM, of=EXACT_BELOW):
+        for query in clustered_vectors(20, DIM, of=COUNT):
             scores = [
                 [round(hit.score, 6) for hit in one.answer(query, 10, search, fold=False).hits]
                 for one, search in ways
@@ -154,3 +162,12 @@ def test_codes_are_found_by_their_index(server: Server, url: str, tmp_path: Path
             assert scores[1] == scores[0]
             equal += scores[2] == scores[0]
         assert equal >= 18
+        for folder in ("/photos/0000", "/photos/1999", "/photos/2049"):
+            mine, theirs = (
+                {
+                    hit.path: round(hit.score, 6)
+                    for hit in one.answer(query, 20, under=folder, fold=False).hits
+                }
+                for one in (local, there)
+            )
+            assert theirs == mine and len(mine) == (0 if folder.endswith("2049") else 10)
