@@ -19,8 +19,8 @@ def url(
     """The URL of an empty database."""
     if isinstance(server, MilvusServer):
         # What a push that was killed has left is given up sooner.
-        monkeypatch.setattr("sbtk_runtime.gallery.milvus_claim.LEASE_S", 3.0)
-        monkeypatch.setattr("sbtk_runtime.gallery.milvus_claim._BEAT_S", 0.3)
+        monkeypatch.setattr("sbtk_runtime.gallery.remote_milvus.LEASE_S", 3.0)
+        monkeypatch.setattr("sbtk_runtime.gallery.remote_milvus._BEAT_S", 0.3)
     name = f"db{abs(hash(request.node.name)) % 10**9}"
     yield server.make_database(name)
     server.drop_database(name)
