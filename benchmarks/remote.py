@@ -1,6 +1,6 @@
 """Cost of a collection in PostgreSQL or Milvus: pushing, index, disk, memory, recall and latency.
 
-The photos are synthetic, as in `large_gallery`. Without --at, the engine from its package is
+The photos are synthetic, as in `large_gallery`. Without --at, the database from its package is
 started: PostgreSQL without fsync, so that times are CPU times, or Milvus in a network namespace.
 
     python -m benchmarks.remote --count 20000 --folder /tmp/remote --engine milvus
@@ -45,8 +45,8 @@ _INDEX_S = 3600
 def measure(url: str, gallery: Path, queries: int, server: Server | None) -> dict[str, float]:
     """Push a gallery to an empty collection, and search it; times in seconds, sizes in bytes.
 
-    What cannot be measured is NaN: the sizes of a Milvus elsewhere, and the memory of any engine
-    elsewhere.
+    What cannot be measured is NaN: with `--at`, the size of a collection in Milvus, and the memory
+    of either database.
     """
     memory_before = math.nan if server is None else _memory(server)
     begun: list[float] = []
@@ -58,7 +58,7 @@ def measure(url: str, gallery: Path, queries: int, server: Server | None) -> dic
     ended = time.perf_counter()
     address = Address.parse(url)
     rows_end = ended
-    if address.engine == "milvus":
+    if address.kind == "milvus":
         _wait_for_milvus(address)
         ended = time.perf_counter()
     elif begun:
@@ -77,7 +77,7 @@ def measure(url: str, gallery: Path, queries: int, server: Server | None) -> dic
     right = _nearest(clustered_vectors(report.live, dim, seed=0), asked)
     shared = [len(one & other) / _K for one, other in zip(right, found, strict=True)]
     figures["recall"] = float(np.mean(shared))
-    sizes = _milvus_sizes(server) if address.engine == "milvus" else _postgres_sizes(address)
+    sizes = _milvus_sizes(server) if address.kind == "milvus" else _postgres_sizes(address)
     memory = math.nan if server is None else _memory(server)
     return figures | sizes | {"memory_before_bytes": memory_before, "memory_bytes": memory}
 
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         photos = options.folder / f"photos-{options.count}"
         make_gallery(gallery, options.count, Bundle.open(), photos)
     if options.at:
-        engine = Address.parse(options.at).engine
+        engine = Address.parse(options.at).kind
         figures = measure(options.at, gallery, options.queries, None)
     else:
         engine = options.engine

@@ -134,7 +134,7 @@ sbtk open photos/        index your photos and search them in the browser
 sbtk index photos/       create a gallery of your photos, once
 sbtk query sketch.png    find the photos that look like the sketch
 
-Nothing leaves this machine, unless --at names a search engine elsewhere.
+Nothing leaves this machine, unless --at names a database.
 """
 
 

@@ -183,7 +183,7 @@ at = click.option(
     envvar="SBTK_AT",
     show_envvar=True,
     callback=_at,
-    help="A collection in a search engine instead of a gallery on disk, as 'sbtk push' fills it: "
+    help="A collection in a database instead of a gallery on disk, as 'sbtk push' fills it: "
     "postgresql://USER@HOST/DATABASE (extra 'postgres'), or milvus://HOST:PORT, https:// with TLS "
     "(extra 'milvus'), with ?collection=NAME for another than 'sbtk'. Take the password from "
     "PGPASSWORD or ~/.pgpass, of Milvus from SBTK_TOKEN, rather than from the URL.",
@@ -386,7 +386,7 @@ def _bundle_of(model: str | None, made_by: str, what: str, next_step: str) -> Bu
 
 
 def chosen_collection(at: str | None, mounts: Sequence[str]) -> str | None:
-    """Return the collection to ask; `None` for the gallery on disk.
+    """Return the URL of the collection to search; `None` for the gallery on disk.
 
     Raises:
         click.UsageError: both were named on the command line, or photos of none are mounted.
@@ -407,7 +407,7 @@ def open_collection(at: str, mounts: Sequence[str]) -> RemoteGallery:
 
     Raises:
         BadConfig: a mount is not SOURCE=FOLDER, or its folder does not exist.
-        RemoteError: the engine does not answer, refuses, or has no such collection.
+        RemoteError: the database does not answer, refuses, or has no such collection.
     """
     folders: dict[str, Path] = {}
     for mount in mounts:

@@ -1,4 +1,4 @@
-"""`sbtk push`: bring the photos of a gallery into a search engine."""
+"""`sbtk push`: bring the photos of a gallery into a database."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def command(
 def _open(
     gallery: Path, at: str | None, mounts: tuple[str, ...], model: str | None
 ) -> tuple[Gallery | RemoteGallery, Bundle, str]:
-    """Return the gallery on disk or elsewhere, the bundle that made it, and its printable name."""
+    """Return the gallery or collection, the bundle that made it, and its printable name."""
     if (at := options.chosen_collection(at, mounts)) is not None:
         there = options.open_collection(at, mounts)
         return there, options.bundle_for_collection(model, there), there.name

@@ -41,7 +41,7 @@ class Documents:
         for name in ("number", "pieces"):
             schema.add_field(name, DataType.INT64)
         schema.add_field("content", DataType.VARCHAR, max_length=65_535)
-        # Milvus asks for one.
+        # Milvus requires one.
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=2)
         make_collection(self._connection, self.collection, schema, "vector", "FLAT", "L2")
 

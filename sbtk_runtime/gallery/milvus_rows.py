@@ -42,7 +42,7 @@ _HNSW = {"M": 16, "efConstruction": 200}
 _LEAST_EF, _MOST_EF = 128, 32_768
 # Bytes of a request; Milvus takes 64 MB by default.
 _REQUEST_BYTES = 8_000_000
-# More photos than needed cost less than asking how many there are.
+# Reading more photos than needed costs less than counting them.
 _SLACK = 2000
 _MOST = (1 << 63) - 1
 #: Ids in a condition.
@@ -191,11 +191,11 @@ def search_all(
 ) -> list[tuple[Row, float]]:
     """Return the best rows of all for `query (D,) float32`, compared here: one of each `group`.
 
-    An index of Milvus cannot be asked for an exact search.
+    Milvus has no exact search of a collection with an index.
     """
     best: dict[object, tuple[float, Row]] = {}
-    asked = [*dict.fromkeys([group, *fields]), "embedding"]
-    for page in connection.rows(collection, condition(among), asked):
+    columns = [*dict.fromkeys([group, *fields]), "embedding"]
+    for page in connection.rows(collection, condition(among), columns):
         if not page:
             continue
         embeddings = np.array([row.pop("embedding") for row in page], dtype=np.float32)
@@ -217,7 +217,7 @@ def _first(
 class NewestFirst:
     """Photos in order of their times, newest first, of which Milvus knows no order.
 
-    Their number since some time is asked for until it is near enough.
+    Photos since a point in time are counted until their number is close enough.
 
     Args:
         connection: to the server.

@@ -1,4 +1,4 @@
-"""Push a generation of a gallery to a search engine: new and changed photos, and deletions.
+"""Push a generation of a gallery to a database: new and changed photos, and deletions.
 
 What is there already is compared by ids and stamps, so a push that was killed resumes, and pushing
 again changes nothing. Only photos of the gallery's own sources and shard are deleted.
@@ -110,7 +110,7 @@ def push_gallery(
         BadConfig: the sources have no names that can be used.
         BadGallery: there is no gallery, or it is damaged and cannot be read.
         ModelMismatch: the collection is of another model; nothing was changed.
-        RemoteError: the engine refuses, or another push of these photos runs.
+        RemoteError: the database refuses, or another push of these photos runs.
     """
     started = time.perf_counter()
     notices: list[str] = []

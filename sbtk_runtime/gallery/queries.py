@@ -1,4 +1,4 @@
-"""Queries that every open gallery answers, on disk or in a search engine elsewhere."""
+"""Queries that every open gallery answers, on disk or in a database."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Galleries in a search engine elsewhere: what is stored there, and what an engine must do.
+"""Collections of photos in a database: what they hold, and what the database must do.
 
-sbtk feeds an engine and asks it; it does not divide or replicate anything itself. One collection
-holds the photos of one model. A photo is identified by a hash of its source and its path relative
-to it, so that machines with other mount points agree, and pushing again changes nothing.
+sbtk writes to the database and searches there; it does not divide or replicate anything itself.
+One collection holds the photos of one model. A photo is identified by a hash of its source and its
+path relative to it, so that machines with other mount points agree, and pushing again changes
+nothing.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ Notify = Callable[[str], None]
 
 
 class RemoteError(SbtkError):
-    """A search engine elsewhere refuses something, or lacks something."""
+    """A database refuses a request, or lacks what sbtk needs."""
 
 
 class RemoteUnavailable(RemoteError):
-    """A search engine elsewhere does not answer; it may later."""
+    """A database does not answer; it may later."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ class RemoteWriter(Protocol):
 
 
 class RemoteStore(Protocol):
-    """A collection in a search engine."""
+    """A collection in a database."""
 
     @property
     def address(self) -> Address:
@@ -277,7 +278,7 @@ class RemoteStore(Protocol):
         """Return what answers queries.
 
         Raises:
-            RemoteError: there is no such collection, or the engine refuses.
+            RemoteError: there is no such collection, or the database refuses.
         """
 
     def writing(
@@ -287,7 +288,7 @@ class RemoteStore(Protocol):
 
         Raises:
             ModelMismatch: the collection is of another model; nothing is changed.
-            RemoteError: another push of these photos runs, or the engine refuses.
+            RemoteError: another push of these photos runs, or the database refuses.
         """
 
     def publish(self, part: Part, notify: Notify) -> None:
@@ -299,14 +300,14 @@ def open_store(url: str, *, patience_s: float = 5.0) -> RemoteStore:
 
     Args:
         url: as `Address.parse` takes it.
-        patience_s: for how long an engine that does not answer is asked again.
+        patience_s: for how long requests to a database that does not answer are repeated.
 
     Raises:
-        BadConfig: there is no such kind of engine.
+        BadConfig: the URL names no known kind of database.
         ModuleNotFoundError: the extra with its client library is not installed.
     """
     address = Address.parse(url)
-    if address.engine == "milvus":
+    if address.kind == "milvus":
         from sbtk_runtime.gallery.remote_milvus import MilvusStore
 
         return MilvusStore(address, patience_s)
@@ -341,7 +342,7 @@ def photo_id(source: str, relative_path: bytes) -> int:
 
 
 def escape_path(path: bytes) -> str:
-    r"""Return a path as text that every engine stores: bytes that are not UTF-8 as `\xe9`.
+    r"""Return a path as text that every database stores: bytes that are not UTF-8 as `\xe9`.
 
     A backslash is doubled. What begins with a folder's path does so when escaped.
     """

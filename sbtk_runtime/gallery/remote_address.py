@@ -1,4 +1,4 @@
-"""Addresses of collections in search engines, and what of them may be shown."""
+"""Addresses of collections in databases, and what of them may be shown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Address:
 
     Attributes:
         url: as the client library takes it; for PostgreSQL with the password.
-        engine: `postgres` or `milvus`.
+        kind: `postgres` or `milvus`.
         collection: its name there.
         shown: for messages, without the password.
         secrets: texts that no message may contain.
@@ -36,7 +36,7 @@ class Address:
     """
 
     url: str
-    engine: str
+    kind: str
     collection: str
     shown: str
     secrets: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Address:
             raise _bad_url("the URL of --at cannot be read") from problem
         if parts.scheme not in _SCHEMES:
             shown = f"{parts.scheme}://" if parts.scheme and "://" in url else "no scheme"
-            raise _bad_url(f"--at names an unknown kind of engine ({shown})")
+            raise _bad_url(f"--at names an unknown kind of database ({shown})")
         options = parse_qsl(parts.query, keep_blank_values=True)
         names = [value for name, value in options if name == "collection"] or ["sbtk"]
         if len(names) > 1 or not _COLLECTION.fullmatch(names[0]):
@@ -68,10 +68,10 @@ class Address:
                 "a lower-case letter, then at most 39 lower-case letters, digits and _",
             )
         kept = [(name, value) for name, value in options if name != "collection"]
-        engine = _SCHEMES[parts.scheme]
+        kind = _SCHEMES[parts.scheme]
         # What follows a / or # that is not escaped may belong to a password.
         is_cut = bool(parts.fragment) or "@" in parts.path
-        if engine == "milvus":
+        if kind == "milvus":
             return _milvus(parts, kept, names[0], is_cut=is_cut)
         if is_cut or not parts.path.strip("/"):
             raise _bad_url("--at names no database")
@@ -82,14 +82,14 @@ class Address:
         shown_options = [(name, value) for name, value in kept if "password" not in name]
         return cls(
             url=urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote))),
-            engine=engine,
+            kind=kind,
             collection=names[0],
             shown=_shown(parts, parts.username, shown_options, names[0]),
             secrets=_both_ways(secrets),
         )
 
     def masked(self, text: str) -> str:
-        """Return a message of an engine without secrets, in one line."""
+        """Return a message of a database without secrets, in one line."""
         for secret in sorted(self.secrets, key=len, reverse=True):
             text = text.replace(secret, "***")
         return " ".join(text.split())
@@ -110,7 +110,7 @@ def _milvus(
     secrets = [password, token]
     shown_user: str | None = user if password else None
     if user and not password:
-        # Without a password from elsewhere it is an API key.
+        # Without a password in SBTK_TOKEN it is an API key.
         secrets.append(user)
         token = f"{unquote(user)}:{variable}" if variable else token
     elif not user:
@@ -120,7 +120,7 @@ def _milvus(
     scheme = "https" if parts.scheme == "https" else "http"
     return Address(
         url=urlunsplit((scheme, parts.netloc.rpartition("@")[2], "", "", "")),
-        engine="milvus",
+        kind="milvus",
         collection=collection,
         shown=_shown(parts, shown_user, [], collection),
         secrets=_both_ways([*secrets, token]),

@@ -1,4 +1,4 @@
-"""A gallery in a search engine elsewhere, asked like one on disk."""
+"""A collection in a database, searched like a gallery on disk."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.embedding.embedder import Embedder
 
-#: How long what is known of a collection is used before it is asked for again.
+#: How long the state of a collection is used before it is read again.
 _FRESH_S = 5.0
 #: Photos beyond those wanted, of which some are copies of others.
 _SPARE = 10
@@ -71,7 +71,7 @@ class RemoteGallery(Queries):
         name: the collection's address, without the password.
         collection: its name there.
         notices: sentences for the user, which searches add to.
-        problem: why the collection could not be asked for its state; `None` if it could.
+        problem: why the collection's state could not be read; `None` if it could.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RemoteGallery(Queries):
         self._reader = reader
         self._lock = threading.Lock()
         self._state = reader.state()
-        self._asked_s = time.monotonic()
+        self._read_s = time.monotonic()
         known = {part.source for part in self._state.parts}
         self._mounts = Mounts(photos or {})
         for source in self._mounts.folders:
@@ -113,11 +113,11 @@ class RemoteGallery(Queries):
             url: with `?collection=NAME` for another collection than `sbtk`; the password may be in
                 PGPASSWORD or ~/.pgpass instead.
             photos: the folders in which the photos of sources are mounted here, by source.
-            patience_s: for how long an engine that does not answer is asked again.
+            patience_s: for how long requests to a database that does not answer are repeated.
 
         Raises:
             BadConfig: the URL cannot be used, or there is no such source.
-            RemoteError: the engine does not answer, refuses, or has no such collection.
+            RemoteError: the database does not answer, refuses, or has no such collection.
         """
         store = open_store(url, patience_s=patience_s)
         reader = store.reader()
@@ -212,7 +212,7 @@ class RemoteGallery(Queries):
         regions: bool = True,
     ) -> Answer:
         """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
-        self._check_question(k, search, offset, rerank)
+        self._check_query(k, search, offset, rerank)
         photos = PhotoFilter.of(under, taken)
         among = self._among(under, photos)
         query = self._query_of(embedding)
@@ -247,7 +247,7 @@ class RemoteGallery(Queries):
             BadData: there is no such photo.
             BadRegion: it has no regions, or `region` is not within it.
         """
-        self._check_question(k, search, offset, rerank)
+        self._check_query(k, search, offset, rerank)
         photos = PhotoFilter.of(under, taken)
         if region is not None:
             require_within(region)
@@ -386,17 +386,17 @@ class RemoteGallery(Queries):
 
     def _current(self) -> RemoteState:
         with self._lock:
-            if time.monotonic() - self._asked_s > _FRESH_S:
+            if time.monotonic() - self._read_s > _FRESH_S:
                 try:
                     self._state = self._reader.state()
                 except SbtkError as problem:
                     self.problem = problem
                     raise
                 self.problem = None
-                self._asked_s = time.monotonic()
+                self._read_s = time.monotonic()
             return self._state
 
-    def _check_question(self, k: int, search: Search, offset: int, rerank: Rerank) -> None:
+    def _check_query(self, k: int, search: Search, offset: int, rerank: Rerank) -> None:
         if k < 1:
             raise BadConfig(f"{k} hits were asked for", "at least 1")
         if offset < 0:
@@ -405,12 +405,12 @@ class RemoteGallery(Queries):
             raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
         if search == "codes":
             raise BadConfig(
-                "a gallery elsewhere has no sign codes", "auto, exact or hnsw", "--search auto"
+                "a collection has no sign codes", "auto, exact or hnsw", "--search auto"
             )
         require_rerank(rerank)
         if rerank != "none":
             raise BadConfig(
-                f"--rerank {rerank} of a gallery elsewhere", "a gallery on disk, or --rerank none"
+                f"--rerank {rerank} of a collection", "a gallery on disk, or --rerank none"
             )
         if not self.count:
             raise BadGallery(f"{self.name} has no photos", "at least one", "sbtk push GALLERY")

@@ -84,7 +84,7 @@ class MilvusStore:
 
     Args:
         address: where it is.
-        patience_s: for how long a server that does not answer is asked again.
+        patience_s: for how long requests to a server that does not answer are repeated.
     """
 
     def __init__(self, address: Address, patience_s: float) -> None:
@@ -169,7 +169,7 @@ class _Reader:
             rows = search(self._connection, self._photos, code, count, among, PHOTO)
             found = [
                 (photo_of(row), 1 - 2 * distance / self._bits) for row, distance in rows
-            ]  # of codes there is no other search than an exact one
+            ]  # codes are always searched exactly
         else:
             vector = self._embedding(query)
             if exact:

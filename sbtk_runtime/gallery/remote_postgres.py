@@ -71,7 +71,7 @@ class PostgresStore:
 
     Args:
         address: where it is.
-        patience_s: for how long a server that does not answer is asked again.
+        patience_s: for how long requests to a server that does not answer are repeated.
     """
 
     def __init__(self, address: Address, patience_s: float) -> None:
@@ -114,7 +114,7 @@ class PostgresStore:
             publisher.close()
 
 
-class _Asking(Session):
+class _Reading(Session):
     """A connection on which no answer is waited for longer than `ANSWER_S`."""
 
     def on_connect(self, connection: Connection) -> None:
@@ -199,7 +199,7 @@ class _Reader:
 
     def _run(self, work: Callable[[Connection], Result]) -> Result:
         with self._lock:
-            session = self._idle.pop() if self._idle else _Asking(self._address, self._patience_s)
+            session = self._idle.pop() if self._idle else _Reading(self._address, self._patience_s)
         try:
             return session.run(work)
         finally:
@@ -330,7 +330,7 @@ def _put(
     changes = sql.SQL(", ").join(
         sql.SQL("{0} = excluded.{0}").format(sql.Identifier(column)) for column in columns[1:]
     )
-    # A photo with the id of another one is left out, and counted by who asked.
+    # A photo with the id of another one is left out, and counted by the caller.
     done = connection.execute(
         sql.SQL(
             "INSERT INTO {photos} AS p ({listed}) SELECT {listed} FROM {incoming} "

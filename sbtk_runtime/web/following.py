@@ -145,7 +145,7 @@ class FollowedGallery:
 
 
 class RemoteFollower:
-    """A collection elsewhere, which has one state for all and follows pushes by itself.
+    """A collection in a database, which has one state for all and follows pushes by itself.
 
     Args:
         gallery: the collection, which is closed with this.
@@ -161,7 +161,7 @@ class RemoteFollower:
 
     @property
     def problem(self) -> SbtkError | None:
-        """Why the collection did not answer when it was last asked; `None` if it did."""
+        """Why the collection did not answer when it was last read; `None` if it did."""
         return self._gallery.problem
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ QUERY_BATCH = 4
 _LAST_JOBS_S = 1.0
 
 Embeddings = NDArray[np.float32]
-#: On disk, or in a search engine elsewhere.
+#: On disk, or in a database.
 AnyGallery = Gallery | RemoteGallery
 Status = Literal["loading", "ok", "stuck", "failed"]
 
@@ -121,7 +121,7 @@ class Service:
     Thread-safe. Work that takes long belongs in one of the queues.
 
     Args:
-        gallery: its folder, or an open collection elsewhere, which the service closes.
+        gallery: its folder, or an open collection, which the service closes.
         bundle: the model that made it.
         options: the engine to open.
         search: how to search.
@@ -133,9 +133,9 @@ class Service:
         galleries: the names of all galleries of the server.
 
     Attributes:
-        folder: the gallery's; `None` if it is elsewhere.
-        indexer: updates the gallery, unless it is elsewhere. If there is no gallery yet, submit an
-            update before the block.
+        folder: the gallery's; `None` if it is a collection.
+        indexer: updates the gallery, unless it is a collection. If there is no gallery yet, submit
+            an update before the block.
         stopping: set when the server stops; long responses end.
         uploads: decodes what clients send.
         queries: for work of the engine.
@@ -227,7 +227,7 @@ class Service:
 
     @property
     def indexing(self) -> Progress:
-        """The progress of indexing; idle if the gallery is elsewhere."""
+        """The progress of indexing; idle if the gallery is a collection."""
         return Progress() if self.indexer is None else self.indexer.progress
 
     def state(self) -> State:

@@ -95,7 +95,7 @@ def test_usage_errors_are_refused(
     down = f"postgresql://admin:{PASSWORD}@127.0.0.1:1/photos"
     for words, code, text in (
         (["push"], 2, "Name the collection: --at postgresql://"),
-        ([*QUERY, "--at", "mysql://db/photos"], 2, "unknown kind of engine (mysql://)"),
+        ([*QUERY, "--at", "mysql://db/photos"], 2, "unknown kind of database (mysql://)"),
         ([*QUERY, "--at", url], 1, "there is no collection 'sbtk'"),
         ([*QUERY, "--at", down], 1, "does not answer"),
         ([*QUERY, "--at", url, "--gallery", "gallery.sbtk"], 2, "cannot be combined"),
@@ -112,7 +112,7 @@ def test_usage_errors_are_refused(
     assert main([*QUERY, "--at", url, "--photos", "tape=photos"]) == 2
     assert "has no source tape" in answered(capsys)[1]
     assert main([*QUERY, "--at", url, "--rerank", "expand"]) == 2
-    assert "--rerank expand of a gallery elsewhere" in answered(capsys)[1]
+    assert "--rerank expand of a collection" in answered(capsys)[1]
 
 
 def test_a_collection_of_another_model_is_not_queried(

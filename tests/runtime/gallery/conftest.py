@@ -1,4 +1,4 @@
-"""Collections in real engines."""
+"""Collections in real databases."""
 
 from __future__ import annotations
 

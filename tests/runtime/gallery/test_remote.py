@@ -1,4 +1,4 @@
-"""Addresses hide passwords, paths survive as text, and unavailable engines are asked again."""
+"""Addresses hide passwords, paths survive as text, and databases may be down for a while."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sbtk_runtime.gallery.remote_address import Address
 def test_an_address_is_parsed() -> None:
     address = Address.parse("postgresql://me:se%40cret@db.example:5433/photos?collection=archive")
     assert address.url == "postgresql://me:se%40cret@db.example:5433/photos"
-    assert (address.engine, address.collection) == ("postgres", "archive")
+    assert (address.kind, address.collection) == ("postgres", "archive")
     assert address.shown == "postgresql://me@db.example:5433/photos?collection=archive"
     assert Address.parse("postgres://db/photos?sslmode=require").collection == "sbtk"
 
@@ -32,7 +32,7 @@ def test_an_address_is_parsed() -> None:
 def test_an_address_of_milvus_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SBTK_TOKEN", raising=False)
     address = Address.parse("milvus://root:se%40cret@db:19530/photos?collection=archive")
-    assert (address.engine, address.url) == ("milvus", "http://db:19530")
+    assert (address.kind, address.url) == ("milvus", "http://db:19530")
     assert (address.database, address.collection) == ("photos", "archive")
     assert address.token == "root:se@cret"
     assert address.shown == "milvus://root@db:19530/photos?collection=archive"
@@ -163,7 +163,7 @@ def test_invalid_names_are_refused(
         source_names(roots, names)
 
 
-def test_an_engine_that_recovers_is_retried() -> None:
+def test_a_database_that_recovers_is_retried() -> None:
     calls: list[int] = []
 
     def ask() -> str:

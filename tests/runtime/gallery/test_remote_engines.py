@@ -1,4 +1,4 @@
-"""Galleries are pushed to real engines, and answer from there as from the disk.
+"""Galleries are pushed to real databases, and answer from there as from the disk.
 
 On PostgreSQL and milvus-lite; `test_milvus` has those that run on Milvus itself, too.
 """

@@ -1,4 +1,4 @@
-"""Galleries with regions are pushed to real engines, and photos are found by their parts."""
+"""Galleries with regions are pushed to real databases, and photos are found by their parts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def are_same(ours: list[Hit], theirs: list[Hit]) -> bool:
 
 
 def shown(hits: list[Hit]) -> list[tuple[str, object]]:
-    """Return what is the same on disk and elsewhere; which of two copies comes first is not."""
+    """Return what is the same on disk and in a database; which of two copies comes first is not."""
     return [
         (
             min([hit.path, *(copy.path for copy in hit.copies)]),
