@@ -16,7 +16,13 @@ from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from sbtk_runtime.gallery.photo_filter import EVER, PeriodBounds
-from sbtk_runtime.gallery.remote import RemoteError, RemoteFilter, RemoteUnavailable, retrying
+from sbtk_runtime.gallery.remote import (
+    Notify,
+    RemoteError,
+    RemoteFilter,
+    RemoteUnavailable,
+    retrying,
+)
 from sbtk_runtime.gallery.remote_address import Address
 
 Row = dict[str, Any]
@@ -47,11 +53,19 @@ for _name in ("pymilvus", "pymilvus.milvus_client"):
 
 
 class MilvusConnection:
-    """A client, made when it is first used. Thread-safe."""
+    """A client, made when it is first used. Thread-safe.
 
-    def __init__(self, address: Address, patience_s: float) -> None:
+    Args:
+        address: of the server.
+        patience_s: for how long requests to a server that does not answer are repeated.
+        notify: called with a sentence when the server ceases to answer.
+    """
+
+    def __init__(self, address: Address, patience_s: float, notify: Notify | None = None) -> None:
         self.address = address
         self._patience_s = patience_s
+        self._notify = notify
+        self._is_told = False
         self._made: MilvusClient | None = None
         self._lock = threading.Lock()
 
@@ -74,7 +88,9 @@ class MilvusConnection:
                     client.load_collection(collection, timeout=READY_S)
                     return work(client)
 
-        return retrying(attempt, self._patience_s)
+        result = retrying(attempt, self._patience_s, self._tell)
+        self._is_told = False
+        return result
 
     def close(self) -> None:
         """Close the connection."""
@@ -166,6 +182,12 @@ class MilvusConnection:
         self.run(
             lambda client: client.delete(collection, filter=where, timeout=ANSWER_S), collection
         )
+
+    def _tell(self, text: str) -> None:
+        # Once for all threads, until the server answers.
+        if self._notify is not None and not self._is_told:
+            self._is_told = True
+            self._notify(text)
 
     def _client(self) -> MilvusClient:
         with self._lock:

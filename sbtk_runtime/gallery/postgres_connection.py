@@ -9,7 +9,12 @@ from typing import Any, TypeVar
 import psycopg
 from pgvector.psycopg import register_vector
 
-from sbtk_runtime.gallery.remote import RemoteError, RemoteUnavailable, retrying
+from sbtk_runtime.gallery.remote import (
+    Notify,
+    RemoteError,
+    RemoteUnavailable,
+    retrying,
+)
 from sbtk_runtime.gallery.remote_address import Address
 
 Connection = psycopg.Connection[Any]
@@ -29,11 +34,18 @@ _PASSING = {"57P01", "57P02", "57P03", "53300", "40P01", "40001", "55P03"}
 
 
 class Session:
-    """One connection at a time, made again when it was lost."""
+    """One connection at a time, made again when it was lost.
 
-    def __init__(self, address: Address, patience_s: float) -> None:
+    Args:
+        address: of the server.
+        patience_s: for how long transactions with a server that does not answer are repeated.
+        notify: called with a sentence before the first repetition of each.
+    """
+
+    def __init__(self, address: Address, patience_s: float, notify: Notify | None = None) -> None:
         self._address = address
         self._patience_s = patience_s
+        self._notify = notify
         self._connection: Connection | None = None
 
     def run(self, work: Callable[[Connection], Result], *, autocommit: bool = False) -> Result:
@@ -49,7 +61,7 @@ class Session:
                 with self._connection.transaction():
                     return work(self._connection)
 
-        return retrying(attempt, self._patience_s)
+        return retrying(attempt, self._patience_s, self._notify)
 
     def close(self) -> None:
         """Close the connection."""

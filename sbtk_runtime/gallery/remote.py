@@ -362,22 +362,30 @@ def unescape_path(text: str) -> bytes:
     return re.sub(rb"\\\\|\\x([0-9a-f]{2})", plain, text.encode())
 
 
-def retrying(ask: Callable[[], Result], patience_s: float) -> Result:
-    """Return what `ask` returns; ask again, with longer and longer pauses, while it is unavailable.
+def retrying(work: Callable[[], Result], patience_s: float, notify: Notify | None = None) -> Result:
+    """Return what `work` returns; repeat it, with longer and longer pauses, while unavailable.
+
+    Args:
+        work: a request to a database.
+        patience_s: for how long.
+        notify: called before the first pause with a sentence for the user.
 
     Raises:
-        RemoteUnavailable: it still is after `patience_s` seconds.
+        RemoteUnavailable: the database still is after `patience_s` seconds.
         SbtkError: any other error, at once.
     """
     ends = time.monotonic() + patience_s
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
-            return ask()
-        except RemoteUnavailable:
+            return work()
+        except RemoteUnavailable as problem:
             # Not at the same moment as the other machines that wait.
             wait_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311
             if time.monotonic() + wait_s > ends:
                 raise
+            if notify is not None:
+                notify(f"{problem.found}: trying again for {patience_s:.0f} s")
+                notify = None
         time.sleep(wait_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -98,7 +98,7 @@ class MilvusStore:
 
     def reader(self) -> _Reader:
         """Return what answers queries; see `RemoteStore`."""
-        connection = MilvusConnection(self._address, self._patience_s)
+        connection = self._connect()
         try:
             return _Reader(connection)
         except BaseException:
@@ -110,7 +110,7 @@ class MilvusStore:
         self, info: CollectionInfo, source: str, shard: PhotoShard, notify: Notify
     ) -> Iterator[_Writer]:
         """Yield what changes the photos of a source, or of a shard; see `RemoteStore`."""
-        with contextlib.closing(MilvusConnection(self._address, self._patience_s)) as connection:
+        with contextlib.closing(self._connect(notify)) as connection:
             documents = Documents(connection)
             make_rows(connection, info)
             documents.make()
@@ -129,7 +129,7 @@ class MilvusStore:
 
     def publish(self, part: Part, notify: Notify) -> None:
         """Record what a push has left."""
-        with contextlib.closing(MilvusConnection(self._address, self._patience_s)) as connection:
+        with contextlib.closing(self._connect(notify)) as connection:
             documents = Documents(connection)
             pushes = 1
             for name, document in documents.read("part", consistency="Strong").items():
@@ -146,6 +146,9 @@ class MilvusStore:
             # Who reads without waiting sees from now on what was written.
             for collection in (documents.collection, self._address.collection):
                 connection.count(collection, "", consistency="Strong")
+
+    def _connect(self, notify: Notify | None = None) -> MilvusConnection:
+        return MilvusConnection(self._address, self._patience_s, notify)
 
 
 class _Reader:

@@ -104,7 +104,7 @@ class PostgresStore:
 
     def publish(self, part: Part, notify: Notify) -> None:
         """Record what a push has left, and build the index where one is due."""
-        publisher = Session(self._address, self._patience_s)
+        publisher = Session(self._address, self._patience_s, notify)
         try:
             publisher.run(lambda connection: _record(connection, self._names, part))
             publisher.run(
@@ -219,11 +219,10 @@ class _Writer(Session):
         shard: PhotoShard,
         notify: Notify,
     ) -> None:
-        super().__init__(address, patience_s)
+        super().__init__(address, patience_s, notify)
         self._names = names
         self._source = source
         self._shard = shard
-        self._notify = notify
         self._bits: int | None = None
 
     def prepare(self, info: CollectionInfo) -> None:

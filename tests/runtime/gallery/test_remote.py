@@ -172,7 +172,9 @@ def test_a_database_that_recovers_is_retried() -> None:
             raise RemoteUnavailable("it starts")
         return "answer"
 
-    assert retrying(ask, 30) == "answer"
+    said: list[str] = []
+    assert retrying(ask, 30, said.append) == "answer"
+    assert said == ["it starts: trying again for 30 s"]  # once
     with pytest.raises(RemoteUnavailable, match="it starts"):
         calls.clear()
         retrying(ask, 0)
