@@ -7,9 +7,12 @@ import itertools
 import json
 import logging
 import re
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import grpc
 from pymilvus import MilvusClient
@@ -33,6 +36,8 @@ ANSWER_S, READY_S = 30, 300
 #: The most rows that Milvus returns at once.
 MOST_ROWS = 16_384
 _CONNECT_S = 10
+_TLS_S = 3
+_PORT = 19530
 # So many rows of embeddings are some 10 MB.
 _PAGE_ROWS = 4096
 _MOST_HASH = (1 << 63) - 1
@@ -46,6 +51,26 @@ _PASSING = {1, 2, 4, 8, 400, 401, 403, 503, 901}
 _PASSING_TEXTS = ("not ready", "not healthy", "unhealthy", "no available", "node offline")
 _GRPC_PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 _GRPC_REFUSED = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+
+# What gRPC says of TLS: what it means, and what to do about it.
+_TLS = {
+    "CERTIFICATE_VERIFY_FAILED": (
+        "",
+        "set GRPC_DEFAULT_SSL_ROOTS_FILE_PATH to the file with a private authority's certificate",
+    ),
+    "Hostname Verification": (
+        "its certificate is for another host",
+        "name the host in --at as its certificate does",
+    ),
+    "create security handshaker": (
+        "the file that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH names has no certificates",
+        "set GRPC_DEFAULT_SSL_ROOTS_FILE_PATH to a PEM file",
+    ),
+    "WRONG_VERSION_NUMBER": (
+        "the server has no TLS",
+        "write milvus:// for https:// in --at, or turn on the server's tlsMode",
+    ),
+}
 
 # Its loggers write each error with a traceback to standard error.
 for _name in ("pymilvus", "pymilvus.milvus_client"):
@@ -230,14 +255,14 @@ def translated_errors(address: Address) -> Iterator[None]:
         yield
     # The library's messages are not chained: they may quote a token.
     except MilvusException as problem:
-        if isinstance(problem.code, grpc.StatusCode):
-            raise _of_transport(problem.code, str(problem.message), address) from None
+        if isinstance(code := problem.code, grpc.StatusCode):
+            raise _of_transport(code, str(problem.message), address, ANSWER_S) from None
         if isinstance(cause := problem.__cause__, grpc.RpcError):  # while connecting
-            raise _of_transport(cause.code(), str(cause.details()), address) from None
+            raise _of_transport(cause.code(), str(cause.details()), address, _CONNECT_S) from None
         raise _of_server(problem, address) from None
     except grpc.RpcError as problem:
-        code, details = problem.code(), problem.details()
-        raise _of_transport(code, str(details), address) from None
+        code, text = problem.code(), str(problem.details())
+        raise _of_transport(code, text, address, ANSWER_S) from None
     except ValueError as problem:
         # gRPC's word for a client that another thread closed.
         raise RemoteUnavailable(
@@ -282,25 +307,24 @@ def _of_server(problem: MilvusException, address: Address) -> RemoteError:
     return RemoteError(f"{shown} refuses: {text}")
 
 
-def _of_transport(code: grpc.StatusCode, text: str, address: Address) -> RemoteError:
-    shown, text = address.shown, address.masked(text)
+def _of_transport(code: grpc.StatusCode, text: str, address: Address, limit_s: int) -> RemoteError:
+    shown, text = address.shown, address.masked(text).rpartition("last error: ")[2]
+    for words, (meaning, remedy) in _TLS.items():
+        if words in text:
+            return RemoteError(f"no secure connection to {shown}: {meaning or text}", "", remedy)
+    if code in _GRPC_PASSING and (wants_tls := _without_tls(address)):
+        return wants_tls
+    if "Failed parsing HTTP/2" in text or "http2 header with status" in text:
+        return RemoteError(
+            f"{shown} is no server of Milvus: {text}", "Milvus 2.3 or newer", "correct --at"
+        )
+    if "hostname lookup" in text:
+        return RemoteError(f"there is no such host: {text}", "", "correct the host in --at")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return RemoteUnavailable(
-            f"{shown} did not answer within {ANSWER_S} s: {text}",
+            f"{shown} did not answer within {limit_s} s: {text}",
             "",
             "start the server, or correct --at",
-        )
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return RemoteError(
-            f"no secure connection to {shown}: {text}",
-            "a server with a certificate for this host, by an authority that this machine knows",
-            "set GRPC_DEFAULT_SSL_ROOTS_FILE_PATH to the file with a private authority's",
-        )
-    if "WRONG_VERSION_NUMBER" in text:
-        return RemoteError(
-            f"no secure connection to {shown}: {text}",
-            "a server with TLS",
-            "turn on its tlsMode, or write milvus:// for https:// in --at",
         )
     if code in _GRPC_REFUSED or "auth" in text:
         return _refused(text, address)
@@ -309,6 +333,33 @@ def _of_transport(code: grpc.StatusCode, text: str, address: Address) -> RemoteE
             f"{shown} does not answer: {text}", "", "start the server, or correct --at"
         )
     return RemoteError(f"{shown} refuses: {text}", "Milvus 2.3 or newer")
+
+
+def _without_tls(address: Address) -> RemoteError | None:
+    """Return the error of a URL without TLS whose server has TLS; `None` if that is not so.
+
+    gRPC only says that such a server closed the connection, as one that starts does.
+    """
+    parts = urlsplit(address.url)
+    if parts.scheme == "https":
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Nothing is sent, so it does not matter whose certificate it is.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    place = parts.hostname, parts.port or _PORT
+    try:
+        with (
+            socket.create_connection(place, timeout=_TLS_S) as plain,
+            context.wrap_socket(plain, server_hostname=parts.hostname),
+        ):
+            pass
+    except (OSError, ValueError):
+        return None
+    shown_scheme = address.shown.partition(":")[0]
+    remedy = f"write https:// for {shown_scheme}:// in --at"
+    if parts.port is None:
+        remedy += f", and :{_PORT} after the host"
+    return RemoteError(f"{address.shown} takes connections with TLS only", "", remedy)
 
 
 def _refused(text: str, address: Address) -> RemoteError:

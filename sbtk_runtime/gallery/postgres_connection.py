@@ -25,7 +25,8 @@ ANSWER_S = 30
 _CONNECT_S = 10
 #: What libpq says of TLS, and what to do about it.
 _TLS = {
-    "does not support SSL": "turn ssl on in its postgresql.conf, or leave sslmode out of --at",
+    "does not support SSL": "leave sslmode out of --at, or turn ssl on in its postgresql.conf",
+    "no encryption": "write ?sslmode=require in --at",
     "does not match host name": "name the host in --at as its certificate does",
     "certificate": "name the file with its authority's certificate: ?sslrootcert=FILE in --at",
 }
@@ -160,8 +161,7 @@ def _translated(problem: psycopg.Error, address: Address) -> RemoteError:
         )
     for words, remedy in _TLS.items() if not state else ():
         if words in text:
-            mode = "the server that sslmode in --at demands"
-            return RemoteError(f"no secure connection to {shown}: {text}", mode, remedy)
+            return RemoteError(f"no secure connection to {shown}: {text}", "", remedy)
     return RemoteError(f"{shown} refuses: {text}", "", _remedy(text))
 
 
@@ -177,12 +177,15 @@ def _is_lost(problem: psycopg.Error, text: str) -> bool:
             "SSL",
             "resolve",
             "certificate",
+            "invalid",
         )
     )
     return isinstance(problem, psycopg.OperationalError | psycopg.InterfaceError) and not is_refused
 
 
 def _remedy(text: str) -> str:
+    if "invalid response" in text or "resolve" in text:
+        return "correct the host and the port in --at"
     if "database" in text and "does not exist" in text:
         return "createdb NAME, or correct the name after the last / of --at"
     if "password" in text or "authentication" in text:

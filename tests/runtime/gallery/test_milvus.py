@@ -73,44 +73,72 @@ def test_errors_are_clear_sentences(
         assert "SBTK_TOKEN" in _refusal(wrong)
     assert "does not answer" in _refusal(f"milvus://{TOKEN}@127.0.0.1:1")
     with_tls = server.url().replace("milvus:", "https:")
-    assert "expected: a server with TLS" in _refusal(with_tls)
+    for pushed in (None, made_up):
+        text = _refusal(with_tls, pushed)
+        assert "the server has no TLS" in text and "write milvus:// for https://" in text
+    assert "there is no such host" in _refusal("milvus://no.invalid")
     # The library's tracebacks are not shown.
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("SBTK_TOKEN", TOKEN)
     assert "there is no collection" in _refusal(server.url().replace(f"{TOKEN}@", ""))
 
 
+_PUSH_AND_QUERY = """
+import sys
+from pathlib import Path
+from sbtk_runtime.errors import SbtkError
+from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+from tests.tiny_gallery import unit_rows
+from tests.tiny_remote import push
+
+for url in sys.argv[2:]:
+    try:
+        push(Path(sys.argv[1]), url, patience_s=600)
+        with RemoteGallery.open(url) as there:
+            print(len(there.answer(unit_rows(1, 16)[0], 3).hits), "hits")
+    except SbtkError as problem:
+        print(" ".join(str(problem).split()))
+"""
+
+
 @NEEDS_OPENSSL
-def test_a_collection_is_pushed_and_queried_over_tls(
+def test_connections_are_safe_where_the_url_says_so(
     made_up: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     certificate, other = (Certificate.make(tmp_path / name) for name in ("own", "other"))
-    server = MilvusServer(certificate)
-    code = (
-        "import sys; from pathlib import Path; from tests.tiny_gallery import unit_rows; "
-        "from tests.tiny_remote import push; "
-        "from sbtk_runtime.gallery.remote_gallery import RemoteGallery; "
-        "url = sys.argv[1]; push(Path(sys.argv[2]), url); "
-        "there = RemoteGallery.open(url); print(len(there.answer(unit_rows(1, 16)[0], 3).hits))"
-    )
-    try:
+
+    def answers(authorities: Path, *urls: str) -> list[str]:
         # Processes, as gRPC reads the variable once in each.
-        done, refused = (
-            subprocess.run(
-                [sys.executable, "-c", code, server.url(), str(made_up)],
-                env=os.environ | {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(trusted.authority)},
-                cwd=Path(__file__).parents[3],
-                capture_output=True,
-                text=True,
-            )
-            for trusted in (certificate, other)
+        done = subprocess.run(
+            [sys.executable, "-c", _PUSH_AND_QUERY, str(made_up), *urls],
+            env=os.environ | {"GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": str(authorities)},
+            cwd=Path(__file__).parents[3],
+            capture_output=True,
+            text=True,
         )
+        assert TOKEN not in done.stdout and not done.stderr
+        return done.stdout.splitlines()
+
+    server = MilvusServer(certificate)
+    try:
+        url = server.url()
+        plain = [url.replace("https:", scheme) for scheme in ("http:", "milvus:")]
+        # This address leads to this machine, too, and is not in the certificate.
+        misnamed = url.replace("127.0.0.1", "0.0.0.0")
+        hits, *refused = answers(certificate.authority, url, misnamed, *plain)
+        assert hits == "3 hits"
+        (untrusted,) = answers(other.authority, url)
+        (unreadable,) = answers(made_up / "manifest.json", url)
     finally:
         server.close()
-    assert done.stdout == "3\n", done.stderr
-    assert "no secure connection to https://root@127.0.0.1:" in refused.stderr
-    assert "CERTIFICATE_VERIFY_FAILED" in refused.stderr and TOKEN not in refused.stderr
+    shown = f"https://root@127.0.0.1:{server.port}"
+    assert f"no secure connection to {shown}" in untrusted
+    assert "CERTIFICATE_VERIFY_FAILED" in untrusted
+    assert "names has no certificates" in unreadable
+    assert "name the host in --at as its certificate does" in refused[0]
+    for text, scheme in zip(refused[1:], ("http", "milvus"), strict=True):
+        assert text.endswith(f"with TLS only next: write https:// for {scheme}:// in --at")
 
 
 def test_a_server_that_does_not_answer_times_out(

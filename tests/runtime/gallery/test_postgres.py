@@ -11,7 +11,7 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.gallery import remote
 from sbtk_runtime.gallery.push import push_gallery
-from sbtk_runtime.gallery.remote import open_store
+from sbtk_runtime.gallery.remote import RemoteError, RemoteUnavailable, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
 from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, PostgresServer
@@ -91,8 +91,16 @@ def test_errors_are_clear_sentences(
         assert "password authentication failed" in _refusal(call, wrong)
         assert "PGPASSWORD" in _refusal(call, wrong)
         assert 'parameter: "foo"' in _refusal(call, f"{url}?foo=1")
+        assert 'invalid sslmode value: "on"' in _refusal(call, f"{url}?sslmode=on")
     monkeypatch.setenv("PGPASSWORD", PLAIN_PASSWORD)
     push(made_up, url.replace(f":{PASSWORD}@", "@"))
+
+
+def test_what_cannot_pass_is_not_tried_again(url: str, made_up: Path) -> None:
+    for wrong in ("sslmode=require", "sslmode=on", "foo=1"):
+        with pytest.raises(RemoteError) as caught:
+            push(made_up, f"{url}?{wrong}", patience_s=600)
+        assert not isinstance(caught.value, RemoteUnavailable)
 
 
 def test_a_read_only_role_can_query_but_not_push(
