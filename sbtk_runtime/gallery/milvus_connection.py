@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import grpc
 from pymilvus import MilvusClient
-from pymilvus.exceptions import MilvusException
+from pymilvus.exceptions import DataNotMatchException, MilvusException, ParamError
 
 from sbtk_runtime.gallery.photo_filter import EVER, PeriodBounds
 from sbtk_runtime.gallery.remote import (
@@ -273,6 +273,8 @@ def translated_errors(address: Address) -> Iterator[None]:
 def _of_server(problem: MilvusException, address: Address) -> RemoteError:
     shown, text = address.shown, address.masked(str(problem.message))
     code = int(problem.code)
+    if isinstance(problem, ParamError | DataNotMatchException):  # which the client finds
+        return RemoteError(f"{shown} cannot take a request: {text}", "Milvus 2.3 or newer")
     if code == _NO_COLLECTION:
         return RemoteError(
             f"there is no collection {address.collection!r} in {shown}",
@@ -293,6 +295,12 @@ def _of_server(problem: MilvusException, address: Address) -> RemoteError:
         )
     if any(word in text for word in ("auth check failure", "authenticat", "PermissionDenied")):
         return _refused(text, address)
+    if "permission deny" in text:
+        return RemoteError(
+            f"{shown} refuses: {text}",
+            "a user with the privileges of this command",
+            "grant the user this privilege, or set SBTK_TOKEN to another USER:PASSWORD or API key",
+        )
     if code in _NOT_LOADED:
         return RemoteUnavailable(
             f"{shown} has not loaded the collection into its memory yet: {text}", "", "try again"

@@ -15,7 +15,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from sbtk_runtime.gallery.milvus_connection import ANSWER_S, READY_S, MilvusConnection, quoted
-from sbtk_runtime.gallery.remote import RemoteUnavailable
+from sbtk_runtime.gallery.remote import RemoteUnavailable, of_another_program
 
 Document = dict[str, Any]
 
@@ -96,7 +96,11 @@ def make_collection(
     metric: str,
     **parameters: int,
 ) -> None:
-    """Make a collection with an index of `field` if needed, and begin to load it."""
+    """Make a collection with an index of `field` if needed, and begin to load it.
+
+    Raises:
+        RemoteError: there is one of that name by another program.
+    """
     indices = MilvusClient.prepare_index_params()
     indices.add_index(field, index_type=index, metric_type=metric, params=parameters)
 
@@ -115,6 +119,26 @@ def make_collection(
         client.load_collection(name, timeout=READY_S, _async=True)
 
     connection.run(work)
+    require_fields(connection, name, {one.name for one in schema.fields})
+
+
+def require_fields(connection: MilvusConnection, name: str, fields: set[str]) -> bool:
+    """Return whether there is a collection, and make sure that it has these fields.
+
+    Raises:
+        RemoteError: it is one of another program.
+    """
+
+    def known(client: MilvusClient) -> set[str] | None:
+        if not client.has_collection(name, timeout=ANSWER_S):
+            return None
+        found = client.describe_collection(name, timeout=ANSWER_S)
+        return {field["name"] for field in found["fields"]}
+
+    found = connection.run(known)
+    if found is not None and not fields <= found:
+        raise of_another_program(connection.address, f"{name} has other fields")
+    return found is not None
 
 
 def _unless_there(is_there: Callable[[], bool], make: Callable[[], object]) -> None:

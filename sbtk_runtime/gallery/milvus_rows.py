@@ -17,10 +17,9 @@ from sbtk_runtime.gallery.milvus_connection import (
     Row,
     condition,
 )
-from sbtk_runtime.gallery.milvus_documents import make_collection
+from sbtk_runtime.gallery.milvus_documents import make_collection, require_fields
 from sbtk_runtime.gallery.remote import (
     CollectionInfo,
-    RemoteError,
     RemoteFilter,
     RemotePhoto,
     RemoteRegions,
@@ -314,21 +313,7 @@ def make_rows(connection: MilvusConnection, info: CollectionInfo) -> None:
         RemoteError: there is one of that name by another program.
     """
     name = connection.address.collection
-
-    def fields(client: MilvusClient) -> set[str] | None:
-        if not client.has_collection(name, timeout=ANSWER_S):
-            return None
-        found = client.describe_collection(name, timeout=ANSWER_S)
-        return {field["name"] for field in found["fields"]}
-
-    found = connection.run(fields)
-    if found is None:
+    if not require_fields(connection, name, {*PHOTO, "stamp", "embedding"}):
         if info.regions is not None:
             make_regions(connection, f"{name}_regions", info)
         make_photos(connection, name, info)
-    elif not {*PHOTO, "stamp", "embedding"} <= found:
-        raise RemoteError(
-            f"{connection.address.shown} is a collection of another program",
-            "one that 'sbtk push' has made, or none",
-            "push to another collection: --at '...?collection=NAME'",
-        )

@@ -13,6 +13,7 @@ from sbtk_runtime.gallery.remote import (
     Notify,
     RemoteError,
     RemoteUnavailable,
+    of_another_program,
     retrying,
 )
 from sbtk_runtime.gallery.remote_address import Address
@@ -30,6 +31,8 @@ _TLS = {
     "does not match host name": "name the host in --at as its certificate does",
     "certificate": "name the file with its authority's certificate: ?sslrootcert=FILE in --at",
 }
+#: There are tables, columns or types other than sbtk's.
+_OTHER_TABLES = {"42P07", "42703", "42804", "42809"}
 #: What may pass: the server starts, ends, has too many connections, or two of us collided.
 _PASSING = {"57P01", "57P02", "57P03", "53300", "40P01", "40001", "55P03"}
 
@@ -123,6 +126,12 @@ def _translated(problem: psycopg.Error, address: Address) -> RemoteError:
             f"there is no collection {address.collection!r} in {shown}",
             "one that 'sbtk push' has made",
             "sbtk push GALLERY --at URL",
+        )
+    if state in _OTHER_TABLES:
+        return of_another_program(address, text)
+    if state == "3F000":
+        return RemoteError(
+            f"{shown} refuses: {text}", "a schema for the tables", "CREATE SCHEMA public;"
         )
     if state in ("0A000", "58P01", "42704") and "vector" in text:
         return RemoteError(

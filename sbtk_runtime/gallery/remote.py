@@ -330,6 +330,15 @@ def require_same(there: CollectionInfo, ours: CollectionInfo, address: Address) 
         )
 
 
+def of_another_program(address: Address, why: str) -> RemoteError:
+    """Return the error of a collection whose name another program uses."""
+    return RemoteError(
+        f"another program uses the name of {address.shown}: {why}",
+        "a collection that 'sbtk push' has made, or none",
+        "push to another collection: --at '...?collection=NAME'",
+    )
+
+
 def _key(info: CollectionInfo) -> tuple[object, ...]:
     codes = None if info.itq is None else info.itq.to_bytes()
     return info.model_id, info.preprocessing, info.dim, info.bits, codes, info.regions

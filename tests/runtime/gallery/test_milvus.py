@@ -5,6 +5,7 @@ The tests share one server, which starts in some ten seconds; each collection ta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -81,6 +82,19 @@ def test_errors_are_clear_sentences(
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("SBTK_TOKEN", TOKEN)
     assert "there is no collection" in _refusal(server.url().replace(f"{TOKEN}@", ""))
+
+
+def test_collections_of_other_programs_are_left_as_they_are(
+    server: MilvusServer,
+    url: str,
+    made_up: Path,  # noqa: F811
+) -> None:
+    with contextlib.closing(server.client(url.split("/")[-1])) as client:
+        for name in ("one", "two_info"):
+            client.create_collection(name, dimension=4)
+            text = _refusal(f"{url}?collection={name.partition('_')[0]}", made_up)
+            assert "another program uses the name" in text and "?collection=NAME" in text
+            assert client.get_collection_stats(name)["row_count"] == 0
 
 
 _PUSH_AND_QUERY = """

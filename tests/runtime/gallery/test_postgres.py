@@ -103,6 +103,28 @@ def test_what_cannot_pass_is_not_tried_again(url: str, made_up: Path) -> None:
         assert not isinstance(caught.value, RemoteUnavailable)
 
 
+def test_tables_of_other_programs_are_left_as_they_are(
+    server: PostgresServer, url: str, made_up: Path
+) -> None:
+    database = url.split("/")[-1]
+    for statement in (
+        *("CREATE TABLE one (x int)", "CREATE TABLE two_info (x int)"),
+        *("CREATE TABLE three_parts (x int)", "CREATE VIEW four AS SELECT 1"),
+    ):
+        server.execute(statement, database)
+        name = statement.split()[2].partition("_")[0]
+        text = _refusal(push, made_up, f"{url}?collection={name}")
+        assert "another program uses the name" in text and "?collection=NAME" in text
+    listed = server.execute("SELECT relname FROM pg_class WHERE relkind IN ('r', 'v')", database)
+    ours = {name for (name,) in listed if name.split("_")[0] in ("one", "two", "three", "four")}
+    assert ours == {"one", "two_info", "three_parts", "four"}
+    server.execute("ALTER ROLE admin SET search_path = nowhere")
+    try:
+        assert "CREATE SCHEMA" in _refusal(push, made_up, url)
+    finally:
+        server.execute("ALTER ROLE admin RESET search_path")
+
+
 def test_a_read_only_role_can_query_but_not_push(
     server: PostgresServer, url: str, made_up: Path, tmp_path: Path
 ) -> None:
