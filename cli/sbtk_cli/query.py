@@ -164,8 +164,9 @@ def command(
         text = f"{gone} of these {count_text(len(hits), 'photo')} no longer exist"
         output.notice(f"{text}: run 'sbtk index' again", quiet=quiet)
     elif gone:
-        text = f"{gone} of these {count_text(len(hits), 'photo')} are not on this machine"
-        output.notice(f"{text}: --photos SOURCE=FOLDER names where they are mounted", quiet=quiet)
+        which = "this photo" if len(hits) == 1 else f"{gone} of these {len(hits)} photos"
+        text = f"{which} {'is' if gone == 1 else 'are'} not on this machine"
+        output.notice(f"{text}: --photos SOURCE=FOLDER names the folder of a source", quiet=quiet)
     # Photos with damaged embeddings count like files that could not be read.
     return 3 if opened.unusable else 0
 
