@@ -295,12 +295,6 @@ def _of_server(problem: MilvusException, address: Address) -> RemoteError:
         )
     if any(word in text for word in ("auth check failure", "authenticat", "PermissionDenied")):
         return _refused(text, address)
-    if "permission deny" in text:
-        return RemoteError(
-            f"{shown} refuses: {text}",
-            "a user with the privileges of this command",
-            "grant the user this privilege, or set SBTK_TOKEN to another USER:PASSWORD or API key",
-        )
     if code in _NOT_LOADED:
         return RemoteUnavailable(
             f"{shown} has not loaded the collection into its memory yet: {text}", "", "try again"
@@ -374,5 +368,7 @@ def _refused(text: str, address: Address) -> RemoteError:
     return RemoteError(
         f"{address.shown} refuses: {text}",
         "a user with the privileges of this command",
-        "set SBTK_TOKEN to USER:PASSWORD or to an API key",
+        "grant the user this privilege, or set SBTK_TOKEN to another USER:PASSWORD or API key"
+        if "permission deny" in text
+        else "set SBTK_TOKEN to USER:PASSWORD or to an API key",
     )
