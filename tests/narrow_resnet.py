@@ -1,11 +1,14 @@
 """A ResNet with a quarter of the channels and few blocks, for tests of runs and exports.
 
-Its layers have the same names as in the real ResNets.
+Its layers have the same names as in the real ResNets. Run as a program, this file is `sbtk` with a
+narrow ResNet18.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+from unittest import mock
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -23,3 +26,10 @@ class NarrowResNet(ResNet):  # type: ignore[misc]
     def _make_layer(self, block: Any, planes: int, *args: Any, **options: Any) -> nn.Sequential:
         layer: nn.Sequential = super()._make_layer(block, planes // _DIVISOR, *args, **options)
         return layer
+
+
+if __name__ == "__main__":
+    from sbtk_cli.main import main
+
+    with mock.patch("torchvision.models.resnet18", NarrowResNet):
+        sys.exit(main())

@@ -33,6 +33,8 @@ TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --seed 3
 """.split()  # noqa: SIM905
+#: `sbtk` as a process with the ResNet18 of these tests.
+NARROW_SBTK = Path(__file__).parents[1] / "narrow_resnet.py"
 NO_WEIGHTS = ("--weights", "none")
 NONE_HELD_OUT = ("--validation-classes", "0")
 #: A run that is over sooner: refitting embeds all images once more, at full size.
@@ -54,24 +56,21 @@ def sbtk(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
-def sbtk_process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sbtk_cli", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "SBTK_DATA": ""},
-    )
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 def test_train_ends_with_the_run_folder_and_the_next_command(data: Path, tmp_path: Path) -> None:
-    done = sbtk_process("train", str(data), *TINY, "--epochs", "1", "--name", "mine", cwd=tmp_path)
+    """With the real ResNet18, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sbtk_cli", "train", str(data), *TINY, "--epochs=1", "--name=mine"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "SBTK_DATA": ""},
+    )
     assert done.returncode == 0, done.stderr
     run = tmp_path / done.stdout.strip()
     assert (run / STUDENT).is_file()
@@ -92,19 +91,9 @@ def test_json_prints_a_line_for_each_epoch(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.kill
 def test_an_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
-    words = [
-        "train",
-        str(data),
-        *QUICK,
-        "--epochs",
-        "400",
-        "--out",
-        "run",
-        "--checkpoint-minutes",
-        "0",
-    ]
+    words = [*QUICK, "--epochs", "400", "--out", "run", "--checkpoint-minutes", "0"]
     running = subprocess.Popen(
-        [sys.executable, "-m", "sbtk_cli", *words],
+        [sys.executable, "-P", str(NARROW_SBTK), "train", str(data), *words],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -118,7 +107,7 @@ def test_an_interrupted_run_is_resumed(data: Path, tmp_path: Path) -> None:
     assert shown.endswith("saved; next: sbtk train --resume run\nTerminated.\n")
     config = tmp_path / "run" / "config.resolved.toml"
     config.write_text(config.read_text().replace("epochs = 400", "epochs = 2"))
-    again = sbtk_process("train", "--resume", "run", cwd=tmp_path)
+    again = sbtk("train", "--resume", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resuming run" in again.stderr
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) >= 3

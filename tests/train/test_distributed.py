@@ -32,6 +32,8 @@ from tests.tiny_data import write_dataset
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 
 _ROOT = Path(__file__).parents[2]
+#: `sbtk` as a process with the ResNet18 of these tests.
+NARROW_SBTK = _ROOT / "tests" / "narrow_resnet.py"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -132,9 +134,9 @@ TINY = """
 
 
 def test_a_signal_to_torchrun_leaves_a_checkpoint_to_resume(data: Path, tmp_path: Path) -> None:
-    words = ["-m", "sbtk_cli", "train", str(data), *TINY, "--epochs", "400"]
+    words = [*TINY, "--epochs", "400", "--checkpoint-minutes", "0"]
     running = subprocess.Popen(
-        [*TORCHRUN, *words, "--checkpoint-minutes", "0"],
+        [*TORCHRUN, str(NARROW_SBTK), "train", str(data), *words],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
@@ -168,7 +170,7 @@ def test_an_error_in_one_process_ends_all_with_one_message(data: Path, tmp_path:
     (tmp_path / "data").mkdir()
     train = (
         f"cd $RANK && mount --bind data ../data && "
-        f"exec {sys.executable} -m sbtk_cli train ../data {' '.join(TINY)}"
+        f"exec {sys.executable} -P {NARROW_SBTK} train ../data {' '.join(TINY)}"
     )
     apart = ("unshare", "--mount", "--propagation", "private", "bash", "-c")
     done = torchrun("--no-python", *apart, train, cwd=tmp_path)
