@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -92,6 +93,17 @@ def narrow_resnet18() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torchvision.models.resnet18", NarrowResNet)
+        yield
+
+
+@pytest.fixture(scope="session")
+def operators_listed_once() -> Iterator[None]:
+    """Let torch's ONNX exporter list its operators once, not for each export of a tiny network."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        listed = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        patch.setattr(ONNXRegistry, "from_torchlib", listed)
         yield
 
 

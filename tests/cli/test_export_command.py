@@ -19,12 +19,12 @@ from sbtk_train.runs.checkpoint import STUDENT
 from tests.fakes.machine import SURFACES, fake_machine
 from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures
 
-pytestmark = pytest.mark.usefixtures("narrow_resnet18")
+pytestmark = pytest.mark.usefixtures("narrow_resnet18", "operators_listed_once")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_textures(tmp_path_factory.mktemp("data") / "textures")
+    return write_textures(tmp_path_factory.mktemp("data") / "textures", training=40)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_newest_run_becomes_a_bundle_that_passes_its_check(
 ) -> None:
     assert main(["export"]) == 0, capsys.readouterr().err
     printed = capsys.readouterr()
-    assert "int8: calibrating on 64 images" in printed.err
+    assert "int8: calibrating on 32 images" in printed.err
     lines = printed.out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["fp32", "fp16", "int8"]
     assert "bundles/2026-11-01-stripes: 2026-11-01-stripes@" in lines[4]
@@ -101,7 +101,7 @@ def test_if_tensorrt_works_its_int8_file_and_plans_are_made_too(
     fake_machine(monkeypatch, SURFACES[0])
     assert main(["export", str(run_folder), "-o", "made/gpu", "--fp16", "--int8-trt"]) == 0
     printed = capsys.readouterr()
-    assert "int8 for TensorRT: calibrating on 64 images" in printed.err
+    assert "int8 for TensorRT: calibrating on 32 images" in printed.err
     lines = printed.out.splitlines()
     titles = [line.partition("  ")[0] for line in lines[1:6]]
     assert titles == ["fp32", "fp16", "int8.trt", "fp16 plan", "int8 plan"]
@@ -182,19 +182,12 @@ def test_without_a_run_the_error_names_the_next_command(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("narrow_resnet18")
 def test_regions_are_exported_from_a_run_and_from_its_bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    data = write_textures(tmp_path / "textures", training=40)
-    samples = choose_images(data, TRAINING, VALIDATION)
-    student = SbtknetStudent("resnet18", 16, len(TRAINING))
-    fitted(student, [samples.parity, samples.ranking], shrinkage=1e-2)
-    write_run(tmp_path / "runs" / "2026-11-01-stripes", data, student)
     assert main(["export", "--fp16", "-o", "bundles/seen", "--regions"]) == 0
     assert "comparing 16 regions of" in capsys.readouterr().err
-    metrics = Bundle.open(tmp_path / "bundles" / "seen").manifest.metrics
+    metrics = Bundle.open(work / "bundles" / "seen").manifest.metrics
     assert "torch's" in metrics["regions_fp16"]["rule"]
     assert main(["export", "bundles/seen", "--regions", "9", "--json", "--quiet"]) == 0
     printed = json.loads(capsys.readouterr().out)

@@ -23,6 +23,11 @@ from tests.tiny_student import (
 )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def listed_once(operators_listed_once: None) -> None:
+    """Use it in all tests of this folder."""
+
+
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with training, validation and unseen classes."""
