@@ -29,7 +29,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 # they do with a refresh by our own page.
 _OWN_STEP = (
     b'<!doctype html><meta charset="utf-8"><title>sbtk</title>'
-    b'<meta http-equiv="refresh" content="0; url=/"><p><a href="/">Continue</a></p>'
+    b'<meta http-equiv="refresh" content="0; url=./"><p><a href="./">Continue</a></p>'
 )
 
 
@@ -118,7 +118,8 @@ class AccessGuard:
             (b"content-length", str(len(body)).encode()),
         ]
         if not is_from_elsewhere:
-            answer.append((b"location", b"/"))
+            # Relative, since the page of a further gallery is at /g/NAME/.
+            answer.append((b"location", b"./"))
         status = 200 if is_from_elsewhere else 303
         await send({"type": "http.response.start", "status": status, "headers": answer})
         await send({"type": "http.response.body", "body": body})
@@ -161,9 +162,13 @@ _NO_TOKEN = Refusal(
 _WRONG_TOKEN = replace(_NO_TOKEN, message="The token is wrong.", is_wrong=True)
 
 
+#: The addresses that people open.
+_PAGES = ("/", "/collection", "/docs")
+
+
 async def _refuse(send: Send, refusal: Refusal, scope: Scope, headers: Mapping[str, str]) -> None:
     """Send a page to browsers, and JSON to programs."""
-    is_for_people = scope["path"] == "/" and "text/html" in headers.get("accept", "")
+    is_for_people = scope["path"] in _PAGES and "text/html" in headers.get("accept", "")
     await (send_refusal_page if is_for_people else send_refusal)(send, refusal)
 
 

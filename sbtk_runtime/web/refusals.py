@@ -102,7 +102,7 @@ async def send_refusal_page(send: Send, refusal: Refusal) -> None:
 
 
 _STATIC = Path(__file__).parent / "static"
-_SIGN_IN = """<form action="/" method="get">
+_SIGN_IN = """<form action="./" method="get">
 <input type="text" autocomplete="username" value="sbtk" hidden>
 <label for="token">Token</label>
 <input type="password" id="token" name="token" required autofocus autocomplete="current-password">

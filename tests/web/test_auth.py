@@ -208,6 +208,8 @@ def test_errors_are_pages_for_browsers_and_json_for_programs() -> None:
     browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
     for path, message, is_wrong in (
         ("/", "This server requires a token.", False),
+        ("/collection", "This server requires a token.", False),
+        ("/docs", "This server requires a token.", False),
         ("/?token=wrong-token", "The token is wrong.", True),
     ):
         answer = ask(rules, path, **browser)
@@ -237,7 +239,7 @@ def test_a_program_sends_the_token_in_a_header() -> None:
 def test_a_browser_sends_the_token_once_and_then_a_cookie() -> None:
     rules = access_rules("0.0.0.0", token=TOKEN)
     answer = ask(rules, f"/?token={TOKEN}")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "./")
     cookie = answer.headers["set-cookie"]
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
     assert "Secure" not in cookie
@@ -276,7 +278,7 @@ def test_a_link_with_the_token_works_from_another_site() -> None:
     answer = ask(rules, f"/?token={TOKEN}", **visit)
     assert answer.status_code == 200
     assert "set-cookie" in answer.headers
-    assert 'content="0; url=/"' in answer.text
+    assert 'content="0; url=./"' in answer.text
     assert TOKEN not in answer.text
 
 

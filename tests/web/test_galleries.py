@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from sbtk_runtime.web.app import gallery_names
 from tests.serve_client import ask, query, sketch_png
 from tests.tiny import write_photos
@@ -53,12 +51,15 @@ def test_each_gallery_is_served_under_its_name(workplace: Workplace) -> None:
         assert ask(port, "/g/unknown/", headers={"host": "evil.test"}).code == "foreign_host"
 
 
-@pytest.mark.parametrize("path", ["/g/gallery/v1/gallery", "/g/gallery/", "/g/unknown/"])
-def test_every_gallery_requires_the_token(workplace: Workplace, path: str) -> None:
+def test_every_gallery_requires_the_token_and_its_page_takes_it(workplace: Workplace) -> None:
     folder = str(workplace.folder / "second.sbtk")
     index(Path(folder), workplace.photos, workplace.bundle)
     with workplace.serving("--gallery", folder, "--token", "a-secret-token") as process:
-        assert ask(process.port, path).code == "no_token"
+        for path in ("/g/gallery/v1/gallery", "/g/gallery/", "/g/unknown/"):
+            assert ask(process.port, path).code == "no_token"
+        # Relative to the page that was opened.
+        signed_in = ask(process.port, "/g/second/?token=a-secret-token")
+        assert (signed_in.status, signed_in.headers["location"]) == (303, "./")
 
 
 def test_a_server_of_one_gallery_lists_no_others(workplace: Workplace) -> None:

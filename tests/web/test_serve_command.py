@@ -190,7 +190,7 @@ def test_other_machines_need_the_token_which_is_printed_once(shared: Workplace) 
         assert (refused.status, refused.code) == (401, "no_token")
         assert ask(port, "/v1/gallery", headers=bearer).status == 200
         visit = ask(port, f"/?token={token}")
-        assert (visit.status, visit.headers["location"]) == (303, "/")
+        assert (visit.status, visit.headers["location"]) == (303, "./")
         cookie = visit.headers["set-cookie"].partition(";")[0]
         assert ask(port, "/", headers={"cookie": cookie}).status == 200
         process.terminate()

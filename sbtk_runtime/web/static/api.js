@@ -291,7 +291,7 @@ function errorFrom(response, body) {
       : new ApiError("internal", `The server returned status ${response.status} without an error message.`);
   }
   // The server has another token now: its page has a form for it. The sketch is kept.
-  if (error.code === "no_token") location.assign("/");
+  if (error.code === "no_token") location.assign("./");
   const seconds = Number(response.headers.get("Retry-After") ?? 0);
   const retryMs = Number.isFinite(seconds) ? seconds * 1000 : 0;
   return new ApiError(error.code, error.message, { next: error.next ?? "", retryMs });
