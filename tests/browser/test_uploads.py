@@ -43,6 +43,26 @@ _COPY_IMAGE = """async (bytes) => {
     await navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
 }"""
 
+# An uncompressed image, which takes a while to decode. Counts the images that are no longer needed.
+_DROP_SLOW_IMAGE = """() => {
+    window.released = 0;
+    const revoke = URL.revokeObjectURL;
+    URL.revokeObjectURL = (url) => {
+        window.released += 1;
+        revoke.call(URL, url);
+    };
+    const side = 4400;
+    const bytes = new Uint8Array(54 + 3 * side * side);
+    const header = new DataView(bytes.buffer);
+    const fields = [[2, bytes.length], [10, 54], [14, 40], [18, side], [22, side], [26, 0x180001]];
+    for (const [offset, value] of fields) header.setUint32(offset, value, true);
+    bytes.set([0x42, 0x4d]);
+    const carried = new DataTransfer();
+    carried.items.add(new File([bytes], "slow.bmp", { type: "image/bmp" }));
+    const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: carried });
+    document.getElementById("input-layer").dispatchEvent(event);
+}"""
+
 
 def _open(visit: Visit, path: Path) -> None:
     with visit.page.expect_file_chooser() as chosen:
@@ -98,15 +118,23 @@ def test_a_photo_is_detected_and_finds_itself(visit: Visit, photos: Path) -> Non
 
 
 def test_the_last_of_two_uploads_wins(visit: Visit) -> None:
-    slow = io.BytesIO()
-    Image.effect_noise((5000, 5000), 80).save(slow, "PNG", compress_level=0)
     with visit.new_hits():
-        _event(visit, "drop", "slow.png", "image/png", slow.getvalue())
+        visit.page.evaluate(_DROP_SLOW_IMAGE)
         _drop(visit, FLOWER_SKETCH)
     flowers = visit.ids()
-    visit.page.wait_for_timeout(1500)
+    visit.wait_until("() => window.released === 2")
+    visit.page.wait_for_timeout(100)
     assert visit.ids() == flowers
     assert visit.names()[0] == "flower.jpg"
+
+
+def test_an_image_of_many_pixels_is_sent_scaled_down(visit: Visit) -> None:
+    # Its file is small, but the server would take long to decode it.
+    many = io.BytesIO()
+    Image.new("RGB", (7000, 6000), (200, 30, 30)).save(many, "PNG")
+    with visit.new_hits():
+        _event(visit, "drop", "many.png", "image/png", many.getvalue())
+    assert visit.sent_image().size == (1024, 878)
 
 
 def test_strokes_over_an_image_are_part_of_the_search(visit: Visit) -> None:

@@ -33,6 +33,8 @@ NO_TOUCH = "Playwright sends it no touches and no pens"
 NO_MEDIA = "Playwright cannot change its system's colour scheme"
 NO_KEY_CODES = "Playwright sends it no keys of other layouts"
 
+# The hash of "body {}", which Playwright adds for a moment before each screenshot in Firefox.
+_SCREENSHOT_STYLE = r"sha256-YjaKGiklmzC6wjXA513HAMmzus8VE61XCOT\+SmwNZWA="
 _TIMEOUT_S = 30
 _COMPARED = 12
 
@@ -80,7 +82,10 @@ class Visit:
         self.is_firefox = browser.browser_type.name == "firefox"
         self.queries: list[Request] = []
         self._messages: list[str] = []
-        self._expected: list[str] = ["Service Worker registration blocked by Playwright"]
+        self._expected: list[str] = [
+            "Service Worker registration blocked by Playwright",
+            _SCREENSHOT_STYLE,
+        ]
         self._foreign_requests: list[str] = []
         chosen: dict[str, Any] = {
             "viewport": {"width": 1280, "height": 900},
@@ -230,11 +235,14 @@ class Visit:
         with urllib.request.urlopen(request, timeout=20) as response:
             return [hit["id"] for hit in json.load(response)["hits"]][:_COMPARED]
 
+    def sent_image(self) -> Image.Image:
+        """Return the image that was sent last."""
+        sent = self.page.evaluate(_LAST_SENT)
+        return Image.open(io.BytesIO(base64.b64decode(sent["bytes"])))
+
     def sent_ink(self) -> NDArray[np.bool_]:
         """Return `(1000, 1000) bool`: where the image that was sent last is dark."""
-        sent = self.page.evaluate(_LAST_SENT)
-        with Image.open(io.BytesIO(base64.b64decode(sent["bytes"]))) as image:
-            return np.asarray(image.convert("L").resize((1000, 1000))) < 160
+        return np.asarray(self.sent_image().convert("L").resize((1000, 1000))) < 160
 
     def ink(self) -> int:
         """Return the number of canvas pixels with ink."""

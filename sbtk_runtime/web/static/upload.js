@@ -18,6 +18,7 @@ const MEDIA_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "imag
 // The server accepts these; other formats are converted.
 const SERVER_MEDIA_TYPES = MEDIA_TYPES.slice(0, 3);
 const MAX_UPLOAD_BYTES = 2 << 20;
+const MAX_UPLOAD_PIXELS = 16_000_000;
 const MAX_FILE_BYTES = 64 << 20;
 const MAX_PIXELS = 120_000_000;
 const MAX_SIDE_PX = 1024;
@@ -86,17 +87,18 @@ async function loadImage(file) {
   if (file.size > MAX_FILE_BYTES) {
     throw new ImageError(`The file is too large. The limit is ${MAX_FILE_BYTES >> 20} MiB.`);
   }
-  const pixels = await decode(file);
+  const { pixels, pixelCount } = await decode(file);
   const { width, height } = pixels;
   const kind = detectKind(pixels);
-  const isAccepted = SERVER_MEDIA_TYPES.includes(file.type) && file.size <= MAX_UPLOAD_BYTES;
+  const isSmall = file.size <= MAX_UPLOAD_BYTES && pixelCount <= MAX_UPLOAD_PIXELS;
+  const isAccepted = SERVER_MEDIA_TYPES.includes(file.type) && isSmall;
   const sent = isAccepted ? file : await encode(pixels, kind);
   return { file: sent, pixels, width, height, name: file.name || "image", kind };
 }
 
 /**
  * @param {File} file
- * @returns {Promise<HTMLCanvasElement>} scaled down to MAX_SIDE_PX
+ * @returns {Promise<{ pixels: HTMLCanvasElement, pixelCount: number }>} scaled down to MAX_SIDE_PX, and the file's pixels
  */
 async function decode(file) {
   const image = new Image();
@@ -112,7 +114,7 @@ async function decode(file) {
       const limit = `${MAX_PIXELS / 1_000_000} megapixels`;
       throw new ImageError(`The image has ${width} × ${height} pixels. The limit is ${limit}.`);
     }
-    return drawScaled(image, Math.min(1, MAX_SIDE_PX / Math.max(width, height)));
+    return { pixels: drawScaled(image, Math.min(1, MAX_SIDE_PX / Math.max(width, height))), pixelCount: width * height };
   } finally {
     URL.revokeObjectURL(image.src);
   }
