@@ -94,12 +94,12 @@ export function announceSoon(text) {
 }
 
 /**
- * Shows a path, which wraps after its slashes.
+ * Shows a path or a name, which wraps after slashes, underscores and hyphens.
  * @param {HTMLElement} element
  * @param {string} path
  */
 export function showPath(element, path) {
-  const parts = path.split(/(?<=\/)(?=.)/);
+  const parts = path.split(/(?<=[/_-])(?=.)/);
   element.replaceChildren(...parts.flatMap((part, index) => (index > 0 ? [document.createElement("wbr"), part] : [part])));
 }
 

@@ -162,8 +162,9 @@ export class Viewer extends EventTarget {
       this.#showName(displayName(photo), displayPath(photo));
       const date = new Date(photo.modified).toLocaleDateString("en-GB", { dateStyle: "long" });
       const score = this.#hit(id)?.score;
-      const rank = score === undefined ? [] : [`Result\u00a0${this.grid.positionOf(id) + 1}`, `score\u00a0${scoreText(score)}`];
-      byId("viewer-details", HTMLElement).textContent = [sizeText(photo.size_bytes), date, ...rank].join(" · ");
+      const rank = score === undefined ? [] : [`Result ${this.grid.positionOf(id) + 1}, score ${scoreText(score)}`];
+      const facts = [sizeText(photo.size_bytes), date, ...rank].map((fact) => fact.replaceAll(" ", "\u00a0"));
+      byId("viewer-details", HTMLElement).textContent = facts.join("\u00a0· ");
     } catch (error) {
       if (!signal.aborted && error instanceof ApiError) this.#showError(error.message);
     }
@@ -192,7 +193,7 @@ export class Viewer extends EventTarget {
    * @param {string} path
    */
   #showName(name, path) {
-    byId("viewer-name", HTMLElement).textContent = name;
+    showPath(byId("viewer-name", HTMLElement), name);
     showPath(byId("viewer-path", HTMLElement), path);
     byId("viewer-copy", HTMLButtonElement).disabled = path === "";
     this.#image.alt = name;
