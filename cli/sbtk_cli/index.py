@@ -336,7 +336,7 @@ def _rule_notices(report: IndexReport) -> list[str]:
 def _drop(
     gallery: Path, folder: Path | None, *, is_missing_only: bool, as_json: bool, quiet: bool
 ) -> None:
-    from sbtk_runtime.gallery.drop import drop_photos
+    from sbtk_runtime.gallery.index import drop_photos
 
     report = drop_photos(
         gallery,

@@ -15,8 +15,8 @@ from typing import Literal, Self
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import SbtkError
-from sbtk_runtime.gallery.drop import drop_photos
 from sbtk_runtime.gallery.folder import folder_counts, open_published
+from sbtk_runtime.gallery.index import drop_photos
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.manifest import MANIFEST_NAME
 from sbtk_runtime.web.queue import Busy

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.gallery.drop import drop_photos
 from sbtk_runtime.gallery.folder import folder_counts
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.index import drop_photos
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import write_photos

@@ -14,10 +14,10 @@ import pytest
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.drop import drop_photos
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.folder import open_rows, published_manifest
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.gallery.index import drop_photos
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME, EMBEDDINGS_SCHEMA
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery

@@ -504,7 +504,7 @@ def test_invalid_queries_are_refused(url: str, made_up: Path) -> None:
 
 
 def test_an_emptied_gallery_empties_its_source(url: str, tmp_path: Path) -> None:
-    from sbtk_runtime.gallery.drop import drop_photos
+    from sbtk_runtime.gallery.index import drop_photos
 
     gallery_of(tmp_path / "g.sbtk", unit_rows(COUNT, DIM))
     push(tmp_path / "g.sbtk", url)
