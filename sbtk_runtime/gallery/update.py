@@ -25,7 +25,16 @@ from sbtk_runtime.errors import BadConfig, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, count_text, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Origin, has_photos
 from sbtk_runtime.gallery.changes import Changes, Loss
-from sbtk_runtime.gallery.dates import add_dates
+from sbtk_runtime.gallery.commits import (
+    Copies,
+    PendingCommit,
+    add_dates,
+    add_regions,
+    embedding_of,
+    region_rows,
+    region_sum,
+    take_regions,
+)
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
@@ -41,9 +50,7 @@ from sbtk_runtime.gallery.folder import (
     vacuum,
     write_failures,
 )
-from sbtk_runtime.gallery.pending import Copies, PendingCommit, embedding_of
 from sbtk_runtime.gallery.publish import publish
-from sbtk_runtime.gallery.region_update import add_regions, region_rows, region_sum, take_regions
 from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.walk import (
