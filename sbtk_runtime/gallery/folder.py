@@ -18,6 +18,7 @@ from pathlib import Path
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.base import no_notify
 from sbtk_runtime.errors import BadGallery, GalleryBusy, ModelMismatch
 from sbtk_runtime.files import (
     atomic_path,
@@ -298,7 +299,7 @@ def partly_readable(folder: Path) -> list[dict[str, str]]:
     """
     if not (folder / MANIFEST_NAME).exists():
         return []
-    with contextlib.closing(open_published(folder, lambda text: None)[1]) as view:
+    with contextlib.closing(open_published(folder, no_notify)[1]) as view:
         return [path_fields(path) | {"reason": why} for path, why in view.partly_readable()]
 
 
@@ -344,7 +345,7 @@ def folder_counts(folder: Path) -> list[FolderCount]:
     Raises:
         BadGallery: there is no gallery, or it is damaged.
     """
-    with closing(open_published(folder, lambda text: None)[1]) as view:
+    with closing(open_published(folder, no_notify)[1]) as view:
         roots = set(view.roots())
         photos, missing = view.paths(), view.paths(missing=True)
         counts = Counter(_root_of(path, roots) for path in photos)

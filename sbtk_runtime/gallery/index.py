@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import WriterLock, printable_name
 from sbtk_runtime.gallery.folder import (
@@ -21,12 +22,7 @@ from sbtk_runtime.gallery.folder import (
 )
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.publish import publish
-from sbtk_runtime.gallery.update import (
-    IndexReport,
-    Notify,
-    Progress,
-    update_gallery,
-)
+from sbtk_runtime.gallery.update import IndexReport, Progress, update_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import PhotoShard
 
@@ -43,7 +39,7 @@ def index(
     bits: int | None = None,
     shard: str | None = None,
     progress: Progress = lambda done, total, rate: None,
-    notify: Notify = lambda text: None,
+    notify: Notify = no_notify,
 ) -> IndexReport:
     """Make a gallery hold the photos below folders, and embed only new and changed ones.
 
@@ -151,7 +147,7 @@ def drop_photos(
     below: Path | Sequence[Path] | None = None,
     *,
     is_missing_only: bool = False,
-    notify: Notify = lambda text: None,
+    notify: Notify = no_notify,
 ) -> DropReport:
     """Remove photos and their embeddings from a gallery, and publish the rest.
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.errors import BadConfig, BadGallery, ModelMismatch
 from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
@@ -41,7 +42,6 @@ from sbtk_runtime.gallery.walk_rules import WalkRules
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, PhotoShard
 
-Notify = Callable[[str], None]
 #: Called with the number of photos done and their total.
 Progress = Callable[[int, int], None]
 
@@ -124,7 +124,7 @@ def merge_galleries(
     folder: Path,
     *,
     progress: Progress = lambda done, total: None,
-    notify: Notify = lambda text: None,
+    notify: Notify = no_notify,
     commit_every: int = 4096,
 ) -> MergeReport:
     """Make the gallery in `folder` hold the photos of the galleries `sources`.
@@ -411,7 +411,7 @@ def _require_same(source: Path, before: GalleryManifest, now: GalleryManifest) -
 def _common_itq(sources: Sequence[Path]) -> Itq:
     itqs = []
     for source in sources:
-        with closing(open_published(source, lambda text: None)[1]) as view:
+        with closing(open_published(source, no_notify)[1]) as view:
             itqs.append(view.itq())
         if itqs[-1].to_bytes() != itqs[0].to_bytes():
             raise BadGallery(

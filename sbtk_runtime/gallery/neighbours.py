@@ -8,13 +8,13 @@ searched has fewer or additional neighbours, but no wrong ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_runtime.engines.base import Notify
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.files import atomic_path, count_text, open_regular, printable_name, read_refused
 from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors
@@ -107,9 +107,7 @@ def load_neighbours(folder: Path, dim: int) -> Neighbours:
     return Neighbours(rows, near, similarities.astype(np.float32))
 
 
-def update_neighbours(
-    folder: Path, vectors: Vectors, rows: Rows, notify: Callable[[str], None]
-) -> None:
+def update_neighbours(folder: Path, vectors: Vectors, rows: Rows, notify: Notify) -> None:
     """Update the gallery's file to the photos in `rows (N,) int64`, ascending.
 
     Only new photos are compared with all others. If that would take very long, the file stays as it

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from sbtk_runtime.engines.base import Notify
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.files import count_text
 from sbtk_runtime.gallery import hnsw
@@ -26,8 +26,6 @@ from sbtk_runtime.gallery.rows import CodeShards, Vectors
 from sbtk_runtime.gallery.sign_codes import update_codes
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import GalleryManifest, GraphRecord, RegionsRecord
-
-Notify = Callable[[str], None]
 
 #: A graph with more than this share of deleted rows is rebuilt.
 MOST_DEAD = 0.2

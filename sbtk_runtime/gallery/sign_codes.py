@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes, Itq, code_words, word_distances
+from sbtk_runtime.engines.base import Notify
 from sbtk_runtime.errors import BadGallery, BadModel
 from sbtk_runtime.files import (
     is_as_written,
@@ -41,8 +42,6 @@ from sbtk_runtime.gallery.rows import (
 )
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import CodesRecord, FileStamp
-
-Notify = Callable[[str], None]
 
 ROTATION_NAME = "rotation.npz"
 #: Number of estimates that are computed for each returned candidate.

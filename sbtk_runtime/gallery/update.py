@@ -20,7 +20,7 @@ import numpy as np
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.engines.base import EngineInfo
+from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
 from sbtk_runtime.errors import BadConfig, BadGallery, InternalError
 from sbtk_runtime.files import WriterLock, count_text, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Origin, has_photos
@@ -73,7 +73,6 @@ from sbtk_runtime.regions import RegionGrid, grid_of
 #: Called with the number of photos done, their total (`None` while they are being found), and
 #: images/s.
 Progress = Callable[[int, int | None, float], None]
-Notify = Callable[[str], None]
 OnEngine = Callable[[EngineInfo], None]
 
 _WALK_TICK = 1000
@@ -139,7 +138,7 @@ def update_gallery(
     embedder: Embedder,
     *,
     progress: Progress = lambda done, total, rate: None,
-    notify: Notify = lambda text: None,
+    notify: Notify = no_notify,
     commit_every: int = 256,
     checksum: bool = False,
     bits: int | None = None,
@@ -220,7 +219,7 @@ def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
     absent = [root for root in roots if not root.exists()]
     known: list[Path] = []
     if absent and (folder / MANIFEST_NAME).exists():
-        with closing(open_published(folder, lambda text: None)[1]) as view:
+        with closing(open_published(folder, no_notify)[1]) as view:
             known = [root for root in absent if view.knows(os.fsencode(_absolute(root)))]
     there = [root for root in roots if root not in known]
     found = absolute_roots(there) if there or not known else []

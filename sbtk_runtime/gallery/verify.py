@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.files import WriterLock, count_text
 from sbtk_runtime.gallery.catalogue import CatalogueView
@@ -76,7 +76,7 @@ def verify_gallery(
     *,
     samples: int = 256,
     repair: bool = False,
-    notify: Callable[[str], None] = lambda text: None,
+    notify: Notify = no_notify,
 ) -> VerifyReport:
     """Return what is wrong with the published generation of a gallery.
 
@@ -98,9 +98,7 @@ def verify_gallery(
         return _verify(folder, samples, repair, notify)
 
 
-def _verify(
-    folder: Path, samples: int, repair: bool, notify: Callable[[str], None]
-) -> VerifyReport:
+def _verify(folder: Path, samples: int, repair: bool, notify: Notify) -> VerifyReport:
     problems: list[str] = []
     manifest, view = open_published(folder, problems.append, is_hashed=True)
     with closing(view):
