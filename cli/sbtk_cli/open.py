@@ -1,19 +1,30 @@
-"""`sbtk open`: index folders of photos and open the page, in one command."""
+"""`sbtk open`: index folders of photos and open the page, in one command.
+
+A gallery has one server: the command joins it instead of starting another one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import click
 
 from sbtk_cli import options, output
 from sbtk_cli.index import bundle_to_index, final_sentence
 from sbtk_cli.serve import open_browser, page_address, restart_command
+from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import MANIFEST_NAME
 
@@ -22,6 +33,13 @@ if TYPE_CHECKING:
 
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.web.indexing import Progress
+
+#: In the gallery's folder. The server holds a lock on it, which the kernel releases with the
+#: process, and writes its address into it.
+RECORD_NAME = ".server"
+_STARTS_WITHIN_S = 10.0
+_LOOK_EVERY_S = 0.1
+_TIMEOUT_S = 10.0
 
 _HELP = """Index photos and search them in the browser.
 
@@ -67,7 +85,6 @@ def command(
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.gallery.folder import make_folder, translate_os_errors
     from sbtk_runtime.gallery.update import roots_to_walk
-    from sbtk_runtime.web.running import AlreadyOpen, claim_server, update_at
 
     if gallery is None:
         bundle = Bundle.open(model)
@@ -143,28 +160,87 @@ def default_gallery(photos: Sequence[Path], model_id: str) -> Path:
     return folder / f"{stem}-{_short_hash(model_id, PREPROCESSING)}.sbtk"
 
 
-def _short_hash(*texts: str) -> str:
-    return hashlib.sha256(b"\0".join(map(os.fsencode, texts))).hexdigest()[:8]
+class AlreadyOpen(SbtkError):
+    """Another server has the gallery open, at `address`."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        super().__init__(f"{printable_name(folder)} is already open at {address}")
+        self.address = address
 
 
-def _notice_of_earlier(folder: Path) -> str:
-    """Return what a new default gallery replaces; empty if it is not new, or the first."""
-    stem = folder.stem.rpartition("-")[0]
-    earlier = [] if folder.exists() else sorted(folder.parent.glob(f"{stem}*.sbtk"))
-    if not earlier:
-        return ""
-    kept = ", ".join(map(printable_name, earlier))
-    return f"the model has changed: indexing the photos again (the earlier gallery is kept: {kept})"
+class ServerRecord:
+    """The record of the server of a gallery, held by this process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, address: str) -> None:
+        """Store the address of the page, for others that open the gallery."""
+        content = json.dumps({"address": address, "pid": os.getpid()}).encode()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, content, 0)
 
 
-def _listen(port: int) -> socket.socket:
-    """Return a socket that listens on `port`, or on a free one if it is in use."""
-    from sbtk_runtime.web.server import PortTaken, listen
+@contextlib.contextmanager
+def claim_server(folder: Path) -> Iterator[ServerRecord]:
+    """Yield the record of the gallery's server, unless another process holds it.
 
+    Args:
+        folder: the gallery's; it must exist.
+
+    Raises:
+        AlreadyOpen: another process serves the gallery.
+        SbtkError: the folder cannot be written, or the other process did not start in time.
+    """
+    path = folder / RECORD_NAME
     try:
-        return listen("127.0.0.1", port)
-    except PortTaken:
-        return listen("127.0.0.1", 0)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as problem:
+        raise SbtkError(
+            f"{printable_name(path)} cannot be written: {problem.strerror}",
+            "a folder that this user may write",
+            "--gallery FOLDER",
+        ) from problem
+    try:
+        end = time.monotonic() + _STARTS_WITHIN_S
+        while not _is_locked_by_us(descriptor):
+            if address := _address_in(descriptor):
+                raise AlreadyOpen(folder, address)
+            if time.monotonic() > end:
+                raise SbtkError(
+                    f"another sbtk is starting to serve {printable_name(folder)}",
+                    "its address",
+                    "try again in a minute",
+                )
+            time.sleep(_LOOK_EVERY_S)
+        os.ftruncate(descriptor, 0)
+        yield ServerRecord(descriptor)
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def update_at(address: str, roots: Sequence[Path]) -> None:
+    """Ask the server at `address` to index folders; all of its folders if there are none.
+
+    Raises:
+        SbtkError: it refuses, or does not respond.
+    """
+    for root in roots or (None,):
+        name = "" if root is None else f"?under={quote(os.fsencode(root.absolute()), safe='/')}"
+        request = urllib.request.Request(  # noqa: S310 -- a loopback address of sbtk itself
+            f"{address}v1/indexing{name}", method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+                pass
+        except urllib.error.HTTPError as problem:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                error = json.load(problem)["error"]
+                raise SbtkError(error["message"].rstrip("."), "", error["next"]) from problem
+            raise SbtkError(f"{address} refused to index: {problem}") from problem
+        except OSError as problem:
+            raise SbtkError(f"{address} does not respond: {problem}") from problem
 
 
 class _Watcher(contextlib.ExitStack):
@@ -196,3 +272,51 @@ class _Watcher(contextlib.ExitStack):
             for text in (*progress.report.warnings, *progress.report.notices):
                 output.notice(text, quiet=self._quiet)
             output.notice(final_sentence(progress.report, self._folder), quiet=self._quiet)
+
+
+def _short_hash(*texts: str) -> str:
+    return hashlib.sha256(b"\0".join(map(os.fsencode, texts))).hexdigest()[:8]
+
+
+def _notice_of_earlier(folder: Path) -> str:
+    """Return what a new default gallery replaces; empty if it is not new, or the first."""
+    stem = folder.stem.rpartition("-")[0]
+    earlier = [] if folder.exists() else sorted(folder.parent.glob(f"{stem}*.sbtk"))
+    if not earlier:
+        return ""
+    kept = ", ".join(map(printable_name, earlier))
+    return f"the model has changed: indexing the photos again (the earlier gallery is kept: {kept})"
+
+
+def _listen(port: int) -> socket.socket:
+    """Return a socket that listens on `port`, or on a free one if it is in use."""
+    from sbtk_runtime.web.server import PortTaken, listen
+
+    try:
+        return listen("127.0.0.1", port)
+    except PortTaken:
+        return listen("127.0.0.1", 0)
+
+
+def _is_locked_by_us(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise SbtkError(
+            f"the gallery's folder has no locks: {problem.strerror}",
+            "a file system with locks",
+            "--gallery FOLDER",
+        ) from problem
+    return True
+
+
+def _address_in(descriptor: int) -> str | None:
+    """Return the address that the holder of the lock has written; `None` if it has not yet."""
+    try:
+        address = json.loads(os.pread(descriptor, 4096, 0))["address"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    is_ours = isinstance(address, str) and address.startswith("http://127.0.0.1:")
+    return address if is_ours else None
