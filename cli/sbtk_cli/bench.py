@@ -301,7 +301,7 @@ def command(
     from sbtk_cli.bench_runs import BenchScope, emit_results, run_latency, run_map
     from sbtk_runtime.bundle import Bundle
     from sbtk_runtime.engines.base import AUTO
-    from sbtk_runtime.evaluation.bench.engines import ALL
+    from sbtk_runtime.evaluation.bench.speed import ALL
     from sbtk_runtime.machine import this_machine
 
     check_plot(plot)

@@ -21,7 +21,6 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.errors import BadConfig, BadData, BadImage
-from sbtk_runtime.evaluation.bench.engines import ALL, Contender
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
 from sbtk_runtime.evaluation.bench.interleave import QUICK, USUAL, Embeddings, Search
 from sbtk_runtime.evaluation.bench.latency import (
@@ -39,6 +38,7 @@ from sbtk_runtime.evaluation.bench.map import (
     measure_map,
 )
 from sbtk_runtime.evaluation.bench.search import SearchReport
+from sbtk_runtime.evaluation.bench.speed import ALL, Contender
 from sbtk_runtime.evaluation.metrics import AP_CUTS, PRECISION_CUTS
 from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Protocol
 from sbtk_runtime.gallery.gallery import Gallery

@@ -15,7 +15,6 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineInfo, EngineOptions
 from sbtk_runtime.engines.registry import AUTO
 from sbtk_runtime.errors import BadModel, EngineUnavailable, SbtkError
-from sbtk_runtime.evaluation.bench.engines import Contender, open_contenders, open_default
 from sbtk_runtime.evaluation.bench.floor import (
     Floor,
     Product,
@@ -33,7 +32,14 @@ from sbtk_runtime.evaluation.bench.interleave import (
 )
 from sbtk_runtime.evaluation.bench.map import LabelledSet, measure_map
 from sbtk_runtime.evaluation.bench.memory import Memory, measure_memory
-from sbtk_runtime.evaluation.bench.speed import Speed, Speeds, measure_speeds
+from sbtk_runtime.evaluation.bench.speed import (
+    Contender,
+    Speed,
+    Speeds,
+    measure_speeds,
+    open_contenders,
+    open_default,
+)
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import prepare
 

@@ -15,17 +15,18 @@ from sbtk_runtime.engines.base import EngineInfo, EngineOptions
 from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, probe_engines
 from sbtk_runtime.engines.tensorrt.pipeline import DeviceTimes
 from sbtk_runtime.errors import BadModel, EngineUnavailable
-from sbtk_runtime.evaluation.bench.engines import (
-    ALL,
-    Contender,
-    TimedEngine,
-    make_contender,
-)
 from sbtk_runtime.evaluation.bench.floor import Product, ProductKind
 from sbtk_runtime.evaluation.bench.interleave import QUICK, measure_stages
 from sbtk_runtime.evaluation.bench.latency import Baselines, BenchImages, measure_latency
 from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
-from sbtk_runtime.evaluation.bench.speed import Speed, measure_speeds
+from sbtk_runtime.evaluation.bench.speed import (
+    ALL,
+    Contender,
+    Speed,
+    TimedEngine,
+    make_contender,
+    measure_speeds,
+)
 from sbtk_runtime.generated_inputs import generate_sketches
 from sbtk_runtime.preprocess import Kind, Pixels
 from sbtk_train.data import read_dataset
