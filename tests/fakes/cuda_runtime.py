@@ -16,8 +16,7 @@ from typing import Any
 
 from cuda.bindings import runtime as real
 
-from tests.fakes.gpu import FakeGpus
-from tests.fakes.gpu_work import Span, Task
+from tests.fakes.gpu import FakeGpus, Span, Task
 
 _Error = real.cudaError_t
 _Answer = tuple[Any, ...]

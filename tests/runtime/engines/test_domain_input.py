@@ -25,7 +25,7 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.preprocess import KINDS, Kind, domains_of, prepare
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
-from tests.fakes.tensorrt_surface import Surface
+from tests.fakes.tensorrt_world import Surface
 from tests.tiny import tiny_bundle, tiny_model, write_photos, write_sketch, write_tiny_manifest
 
 ON_A_CPU = ("onnxruntime", "openvino")

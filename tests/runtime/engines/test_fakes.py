@@ -14,7 +14,7 @@ import pytest
 from sbtk_runtime.engines.cuda import DeviceResources, checked, find_device, make_current
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt, recording_logger
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
-from tests.fakes.tensorrt_surface import Surface
+from tests.fakes.tensorrt_world import Surface
 from tests.tiny import tiny_model
 
 IMAGE_BYTES = 224 * 224 * 3

@@ -31,7 +31,7 @@ from sbtk_runtime.engines.tensorrt.engine import ready_plan
 from sbtk_runtime.engines.tensorrt.library import TensorRt, find_tensorrt, recording_logger
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
-from tests.fakes.tensorrt_surface import Surface
+from tests.fakes.tensorrt_world import Surface
 from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
 from tests.tiny_conv import Kind, tiny_conv_model
 

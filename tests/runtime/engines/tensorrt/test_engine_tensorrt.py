@@ -37,7 +37,7 @@ from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.engines.tensorrt.pipeline import Network
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine, install_cuda
-from tests.fakes.tensorrt_surface import Surface
+from tests.fakes.tensorrt_world import Surface
 from tests.tiny import tiny_bundle, tiny_model
 
 BATCH = 8
