@@ -183,7 +183,9 @@ def _torch_embedder(folder: Path) -> Embed:
     from sbtk_train.runs.evaluate import make_pixel_embedder
 
     run = load_run(folder)
-    by_torch = make_pixel_embedder(choose_compute("cpu", "auto"), workers=2)
+    by_torch = make_pixel_embedder(
+        run.config.recipe.preprocessing, choose_compute("cpu", "auto"), workers=2
+    )
     return lambda sources, kind: by_torch(run.student, sources, kind).rows
 
 

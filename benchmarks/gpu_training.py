@@ -26,7 +26,7 @@ from benchmarks.gpu_training_data import (
     write_training_data,
 )
 from sbtk_runtime.machine import cpu_threads
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.preprocess import CROPPED, SIZE_PX
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import (
     SbtknetRecipe,
@@ -245,8 +245,10 @@ def _decoding(task: Task, context: TrainingContext) -> dict[str, Any]:
     """Measure the trainer's own loader, on half sketches and half photos."""
     training, workers = context.division.training, cpu_threads()
     size_px, seconds = (32, 0.0) if task.is_dry_run else (SIZE_PX, _DECODE_S)
-    sketches = PixelStore(training.sketches, "sketch", size_px, workers=workers, keep=False)
-    photos = PixelStore(training.photos, "photo", size_px, workers=workers, keep=False)
+    sketches = PixelStore(
+        training.sketches, "sketch", size_px, CROPPED, workers=workers, keep=False
+    )
+    photos = PixelStore(training.photos, "photo", size_px, CROPPED, workers=workers, keep=False)
     stores = {sketches: len(training.sketches), photos: len(training.photos)}
     count, started = 0, time.perf_counter()
     try:

@@ -27,7 +27,6 @@ from benchmarks.serving import Server, make_parser, serve_checkouts, serve_galle
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import Images
 from sbtk_runtime.generated_inputs import generate_sketches
-from sbtk_runtime.preprocess import prepare
 
 _GIVEN_UP_S = 120.0
 
@@ -115,12 +114,13 @@ _TURN_S = 4.0
 def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, note: str) -> Result:
     """Measure the queries per second of servers and of the engine alone, interleaved."""
     sketches = generate_sketches(32)
-    pixels = [prepare(sketch, "sketch").pixels[None] for sketch in sketches]
     per_s: dict[str, list[float]] = {}
     core_ms: dict[str, list[float]] = {}
     client_ms: list[float] = []
     info = servers[next(iter(servers))].health()["engine"]
     with Embedder(model, engine=info["name"], precision=info["precision"]) as embedder:
+        prepared = [embedder.bundle.preprocessing.prepare(each, "sketch") for each in sketches]
+        pixels = [each.pixels[None] for each in prepared]
         for number in range(rounds + 1):  # the first round is for warm-up
             turns = [("the engine alone", _engine_turn(embedder, pixels))]
             for name, server in servers.items():

@@ -11,7 +11,7 @@ from sbtk_runtime.bundle import code_lengths
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_runtime.onnx_file import INPUT_NAME
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.preprocess import PREPROCESSINGS, SIZE_PX, Preprocessing
 from sbtk_train.config import SbtknetRecipe, Selection, TrainConfig
 from sbtk_train.data.splits import Split, split_names
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun
@@ -106,6 +106,8 @@ def _render_input(manifest: BundleManifest) -> str:
         f"`{manifest.preprocessing}`{in_words}. Scaling, mean and standard deviation are part of "
         "the model."
     )
+    if not PREPROCESSINGS[manifest.preprocessing].ink_crop:
+        text += " Sketches are shown whole, not cropped to their ink."
     if manifest.domain_input is None:
         return f"{text} The model is not told whether an image is a sketch or a photo."
     return (
@@ -200,6 +202,7 @@ class StudentFacts:
     Attributes:
         method: `sbtknet`, `dsn` or `sake`.
         backbone: layout of the trunk.
+        preprocessing: of the images that it was trained on.
         training_classes: classes that it was trained on; calibration and parity use these.
         validation_classes: seen classes that it was not trained on; ranking uses these.
         training: for the manifest, licence included.
@@ -208,6 +211,7 @@ class StudentFacts:
 
     method: str
     backbone: str
+    preprocessing: Preprocessing
     training_classes: tuple[str, ...]
     validation_classes: tuple[str, ...]
     training: dict[str, Any]
@@ -259,6 +263,7 @@ def collect_facts(run: TrainedRun) -> StudentFacts:
     return StudentFacts(
         method=config.method,
         backbone=config.backbone,
+        preprocessing=config.recipe.preprocessing,
         training_classes=training_classes,
         validation_classes=validation_classes,
         training={key: value for key, value in training.items() if value not in (None, [], "")},

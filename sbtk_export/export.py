@@ -41,7 +41,6 @@ from sbtk_runtime.files import (
 from sbtk_runtime.machine import installed_versions
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, BundleManifest, FileRecord, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME
-from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_runtime.regions import RegionGrid
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Notify
@@ -112,6 +111,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
         data,
         facts.training_classes,
         facts.validation_classes,
+        preprocessing=facts.preprocessing,
         is_calibrating=not {"int8", "int8.trt"}.isdisjoint(plan.variants),
         codes_per_kind=CODES_PER_KIND if plan.bits else 0,
     )
@@ -190,7 +190,7 @@ def _manifest(
         method=facts.method,
         backbone=facts.backbone,
         dim=student.dim,
-        preprocessing=PREPROCESSING,
+        preprocessing=facts.preprocessing.name,
         files=files,
         domain_input=DOMAIN_NAME if student.has_domain_input else None,
         training=facts.training,

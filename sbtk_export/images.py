@@ -18,7 +18,7 @@ from sbtk_export.onnx_graph import ModelInputs
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.images import read_image_bytes
-from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind, Pixels, prepare
+from sbtk_runtime.preprocess import CROPPED, KINDS, SIZE_PX, Kind, Pixels, Preprocessing
 from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.class_names import class_key
 from sbtk_train.data.splits import (
@@ -94,6 +94,7 @@ def choose_images(
     training_classes: Sequence[str],
     validation_classes: Sequence[str],
     *,
+    preprocessing: Preprocessing = CROPPED,
     is_calibrating: bool = True,
     codes_per_kind: int = 0,
     seed: int = 0,
@@ -104,6 +105,7 @@ def choose_images(
         data: the data set; other classes are not read.
         training_classes: classes that the student was trained on.
         validation_classes: seen classes that it was not trained on.
+        preprocessing: of the student.
         is_calibrating: whether images for calibration are needed.
         codes_per_kind: most files of each kind to fit binary codes on.
         seed: of the sampling.
@@ -114,10 +116,10 @@ def choose_images(
     available = read_dataset(data)
     rng = np.random.default_rng(seed)
     seen = _only(available, training_classes)
-    training = ImageSampler(seen, rng)
+    training = ImageSampler(seen, rng, preprocessing)
     spread = np.linspace(0, len(training_classes) - 1, RANKED_TRAINING_CLASSES).astype(int)
     ranked_classes = validation_classes or [training_classes[i] for i in np.unique(spread)]
-    ranked = ImageSampler(_only(available, ranked_classes), rng)
+    ranked = ImageSampler(_only(available, ranked_classes), rng, preprocessing)
     drawn = [training.draw(kind, PARITY_PER_KIND + CALIBRATION_PER_KIND) for kind in KINDS]
     size = min(len(part) for part in drawn)
     share = parity_share(size, is_calibrating=is_calibrating)
@@ -156,9 +158,12 @@ def choose_images(
 class ImageSampler:
     """Samples the images of a set without replacement, class by class in turn."""
 
-    def __init__(self, data: ImageSet, rng: np.random.Generator) -> None:
+    def __init__(
+        self, data: ImageSet, rng: np.random.Generator, preprocessing: Preprocessing
+    ) -> None:
         self.notices: list[str] = []
         self._left = _cycle_classes(data, rng)
+        self._preprocessing = preprocessing
 
     def draw(
         self,
@@ -178,7 +183,7 @@ class ImageSampler:
             if path in skip or (per_class is not None and labels.count(label) >= per_class):
                 continue
             try:
-                pixels.append(prepare(read_image_bytes(path), kind).pixels)
+                pixels.append(self._preprocessing.prepare(read_image_bytes(path), kind).pixels)
             except BadImage as problem:
                 self.notices.append(f"left out {printable_name(path)}: {problem.found}")
                 continue

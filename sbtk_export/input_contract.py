@@ -15,7 +15,7 @@ from sbtk_runtime.engines.registry import Engine
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.manifest import BundleManifest, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME, INPUT_NAME, OUTPUT_NAME
-from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
+from sbtk_runtime.preprocess import PREPROCESSINGS, SIZE_PX, Kind, Pixels
 
 CONTRACT_NAME = "PREPROCESSING.md"
 
@@ -60,14 +60,10 @@ or the nearest four, as many libraries do by default, gives different embeddings
      corners count twice). If it is below 128, use the median of all of `grey` if that is larger.
      If `paper` is at least 128, `ink = max(paper - grey, 0)`, otherwise
      `ink = max(grey - paper, 0)`.
-4. Let `s` be the largest `ink`. If it is below 24, the sketch is empty. Find the smallest box that
-   contains all pixels with `ink >= max(12, floor(s / 4))`; it has `h` rows and `w` columns.
-5. Make a square of zeros with the side `max(round(1.12 max(h, w)), floor(min(height, width) / 4),
-   1)`, where height and width are those of `ink` (not of the box), and copy the box into its
-   middle, starting at row `floor((side - h) / 2)` and column `floor((side - w) / 2)`.
+{frame}
 6. Resize to {size} x {size}: with the box filter if the side is above {twice}, otherwise with the
    triangle filter.
-7. Let `p` be the 95th percentile (with linear interpolation) of the values above 0. Each value `v`
+{contrast}
    becomes `round(min(255 v / p, 255))`.
 8. R, G and B are each 255 minus that: dark ink on white.
 
@@ -82,6 +78,26 @@ sbtk itself. JPEG decoders differ by a few steps, and sbtk decodes large JPEGs a
 so compare with PNG files.
 """
 
+# Steps 4, 5 and the beginning of 7, by whether sketches are cropped to their ink.
+_FRAME = {
+    True: """\
+4. Let `s` be the largest `ink`. If it is below 24, the sketch is empty. Find the smallest box that
+   contains all pixels with `ink >= max(12, floor(s / 4))`; it has `h` rows and `w` columns.
+5. Make a square of zeros with the side `max(round(1.12 max(h, w)), floor(min(height, width) / 4),
+   1)`, where height and width are those of `ink` (not of the box), and copy the box into its
+   middle, starting at row `floor((side - h) / 2)` and column `floor((side - w) / 2)`.""",
+    False: """\
+4. If the largest `ink` is below 24, the sketch is empty. It is not cropped: `ink` has `h` rows and
+   `w` columns.
+5. Make a square of zeros with the side `max(h, w)`, and copy `ink` into its middle, starting at row
+   `floor((side - h) / 2)` and column `floor((side - w) / 2)`.""",
+}
+_CONTRAST = {
+    True: "7. Let `p` be the 95th percentile (with linear interpolation) of the values above 0. "
+    "Each value `v`",
+    False: "7. Let `t` be the largest value, and `p` the 95th percentile (with linear "
+    "interpolation)\n   of the values from `max(1, floor(t / 4))` to `t`. Each value `v`",
+}
 _DOMAIN = (
     " Input `{name} (N,) float32`: 0 for a sketch and 1 for a photo; the same pixels have "
     "different embeddings as a sketch and as a photo."
@@ -91,6 +107,7 @@ _DOMAIN = (
 def render_contract(manifest: BundleManifest) -> str:
     """Return the input contract of a bundle in Markdown."""
     domain = "" if manifest.domain_input is None else _DOMAIN.format(name=DOMAIN_NAME)
+    is_cropped = PREPROCESSINGS[manifest.preprocessing].ink_crop
     return _TEXT.format(
         name=manifest.name,
         preprocessing=manifest.preprocessing,
@@ -100,6 +117,8 @@ def render_contract(manifest: BundleManifest) -> str:
         size=SIZE_PX,
         twice=2 * SIZE_PX,
         domain=domain,
+        frame=_FRAME[is_cropped],
+        contrast=_CONTRAST[is_cropped],
     )
 
 
@@ -120,7 +139,7 @@ def write_contract(
     """
     table: dict[str, dict[str, object]] = {}
     for kind, image in make_golden_images().items():
-        pixels = prepare(image, kind).pixels
+        pixels = PREPROCESSINGS[manifest.preprocessing].prepare(image, kind).pixels
         write_atomically(folder / image_name(kind), image)
         write_atomically(folder / pixels_name(kind), png_from_pixels(pixels))
         rows = {name: _row(engine, pixels, kind) for name, engine in engines.items()}

@@ -29,7 +29,7 @@ from sbtk_runtime.manifest import (
     read_bundle_manifest,
 )
 from sbtk_runtime.onnx_file import DOMAIN_NAME, MAX_ONNX_BYTES, check_onnx
-from sbtk_runtime.preprocess import KINDS, PREPROCESSING, SIZE_PX, Kind, Pixels, prepare
+from sbtk_runtime.preprocess import KINDS, PREPROCESSINGS, SIZE_PX, Kind, Pixels, Preprocessing
 
 #: Files that some program would load; a bundle's manifest must list them.
 _LOADABLE_SUFFIXES = frozenset({".onnx", ".safetensors", ".data", ".pth", ".pt", ".npz"})
@@ -75,10 +75,10 @@ class Bundle:
         folder = _default_folder() if where is None else _folder_of(where)
         _refuse_other_folders(folder)
         manifest = read_bundle_manifest(folder)
-        if manifest.preprocessing != PREPROCESSING:
+        if manifest.preprocessing not in PREPROCESSINGS:
             raise BadModel(
                 f"{folder} was trained with preprocessing {manifest.preprocessing!r}",
-                f"{PREPROCESSING!r}, that of this version of sbtk",
+                f"{' or '.join(map(repr, PREPROCESSINGS))}, those of this version of sbtk",
                 "use the version of sbtk that made the bundle, or export the run again",
             )
         if manifest.domain_input not in (None, DOMAIN_NAME):
@@ -95,6 +95,11 @@ class Bundle:
                 "sbtk export",
             )
         return bundle
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the model's input."""
+        return PREPROCESSINGS[self.manifest.preprocessing]
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -423,13 +428,13 @@ def read_golden(bundle: Bundle) -> tuple[Golden, ...]:
         ) from problem
 
 
-def require_golden_pixels(golden: Golden) -> None:
-    """Check that this installation prepares a golden image as the bundle expects.
+def require_golden_pixels(golden: Golden, preprocessing: Preprocessing) -> None:
+    """Check that this installation prepares a golden image as its bundle expects.
 
     Raises:
         BadModel: the pixels differ by more than 1.
     """
-    found = prepare(golden.image, golden.kind).pixels
+    found = preprocessing.prepare(golden.image, golden.kind).pixels
     largest = int(np.abs(found.astype(np.int16) - golden.pixels.astype(np.int16)).max())
     # Versions of Pillow may round differently, by 1.
     if largest > 1:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.preprocess import Kind, prepare
+from sbtk_runtime.preprocess import CROPPED, Kind, Preprocessing
 from sbtk_runtime.thumbnail import THUMBNAIL_PX, data_uri, jpeg_bytes, png_bytes, thumbnail
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def contact_sheet(
     *,
     name: str,
     kind: Kind = "sketch",
+    preprocessing: Preprocessing = CROPPED,
     facts: Mapping[str, str] | None = None,
     inline_bytes: int = INLINE_BYTES,
 ) -> str:
@@ -46,6 +47,7 @@ def contact_sheet(
         hits: hits of `Gallery.search`; unreadable photos keep their cards.
         name: name of the query, shown in the heading.
         kind: kind of the query; an inverted sketch is shown as the model sees it.
+        preprocessing: of the model.
         facts: pairs to list below the query, such as the gallery and the model.
         inline_bytes: limit for thumbnails in the page; later hits link to their files, which
             requires access to the photos, and show no frames of regions.
@@ -53,7 +55,7 @@ def contact_sheet(
     Raises:
         BadImage: `query` is not an image.
     """
-    image, remarks = _query_image(query, kind)
+    image, remarks = _query_image(query, kind, preprocessing)
     cards, links = _cards(hits, inline_bytes)
     if links:
         remarks += (
@@ -64,8 +66,10 @@ def contact_sheet(
     return render_sheet(Query(name, kind, source, remarks), cards, facts or {}, has_links=links > 0)
 
 
-def _query_image(data: bytes, kind: Kind) -> tuple[Image.Image, tuple[str, ...]]:
-    prepared = prepare(data, kind)
+def _query_image(
+    data: bytes, kind: Kind, preprocessing: Preprocessing
+) -> tuple[Image.Image, tuple[str, ...]]:
+    prepared = preprocessing.prepare(data, kind)
     if prepared.notices:
         return Image.fromarray(prepared.pixels), prepared.notices
     return thumbnail(data, 2 * THUMBNAIL_PX), ()

@@ -398,7 +398,7 @@ def decode_in_subprocess(
     Args:
         data: the bytes of the file.
         problem: the error that says how much memory it takes.
-        task: `"prepare", kind, size_px` or `"thumbnail", size_px`.
+        task: `"prepare", preprocessing, kind, size_px` or `"thumbnail", size_px`.
 
     Raises:
         LargeImage: the image exceeds `MAX_APART_BYTES`.
@@ -471,8 +471,9 @@ def _run_task(data: bytes, task: list[str]) -> tuple[NDArray[np.uint8], tuple[st
     if task[0] == "thumbnail":
         made = thumbnail.thumbnail(data, int(task[1]), max_bytes=MAX_APART_BYTES)
         return np.asarray(made, dtype=np.uint8), ()
-    kind, size_px = preprocess.require_kind(task[1]), int(task[2])
-    prepared = preprocess.prepare(data, kind, size_px, max_bytes=MAX_APART_BYTES)
+    kind, size_px = preprocess.require_kind(task[2]), int(task[3])
+    preprocessing = preprocess.PREPROCESSINGS[task[1]]
+    prepared = preprocessing.prepare(data, kind, size_px, max_bytes=MAX_APART_BYTES)
     return prepared.pixels, prepared.notices
 
 

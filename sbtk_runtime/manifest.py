@@ -61,7 +61,7 @@ class BundleManifest:
         backbone: `resnet50-v1` or `resnet50-v1.5`.
         dim: length of an embedding.
         domain_input: name of the ONNX input for the kind of image; `None` if the model has none.
-        preprocessing: version of `sbtk_runtime.preprocess` that the model was trained with.
+        preprocessing: name of the `sbtk_runtime.preprocess.Preprocessing` of the training images.
         files: all files of the bundle except the manifest, by name.
         training: data, split, recipe, seeds, licence; for people and the model card.
         metrics: of quality, each with its protocol.
@@ -232,7 +232,7 @@ class GalleryManifest:
         model_id: of the bundle that made the embeddings.
         precision: of the ONNX file that made the embeddings.
         dim: length of an embedding.
-        preprocessing: version of `sbtk_runtime.preprocess` that prepared the photos.
+        preprocessing: name of the `sbtk_runtime.preprocess.Preprocessing` of the model.
         live: number of searchable photos.
         graph: the HNSW graph; `None` when there is none yet, and in a binary gallery.
         bits: length of the codes that a binary gallery keeps in place of embeddings.

@@ -2,7 +2,7 @@
 
 Photos are squeezed to a square, as in the papers' code, so that nothing is cut off. Sketches are
 cropped to their ink and padded to a square, so that the position and size of a drawing do not
-matter, and their ink is stretched to full contrast.
+matter, unless the model was trained with whole sketches. Their ink is stretched to full contrast.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
 SIZE_PX = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-#: The version of preprocessing; raised if the pixels of any file change. In every manifest.
+#: The version of preprocessing; raised if the pixels of any file change.
 PREPROCESSING = "sbtk-1"
 #: The domain input of models that take the kind of image, such as DSN.
 DOMAINS: Mapping[Kind, float] = {"sketch": 0.0, "photo": 1.0}
@@ -55,67 +55,6 @@ class Prepared:
 
     pixels: Pixels
     notices: tuple[str, ...] = ()
-
-
-def prepare_input(image: ImageInput, kind: Kind) -> Prepared:
-    """Return the model's input for an image in any form that `ImageInput` names.
-
-    Raises:
-        BadConfig: `kind` is not a kind of image.
-        BadImage: it is not a readable image.
-        EmptySketch: nothing is drawn on the sketch.
-    """
-    require_kind(kind)
-    if isinstance(image, Image.Image):
-        return prepare_image(images.convert(image), kind)
-    if isinstance(image, np.ndarray):
-        return prepare_image(_image_from_array(image), kind)
-    if isinstance(image, str | os.PathLike):
-        return prepare(images.read_image_bytes(os.fspath(image)), kind)
-    if isinstance(image, bytes):
-        return prepare(image, kind)
-    if hasattr(image, "read"):
-        return prepare(images.read_stream(image), kind)
-    raise BadImage(
-        f"an image given as {type(image).__name__}",
-        "a path, bytes, a file object, a Pillow image or a NumPy array",
-    )
-
-
-def prepare(
-    data: bytes,
-    kind: Kind,
-    size_px: int = SIZE_PX,
-    *,
-    max_bytes: int = images.MAX_DECODE_BYTES,
-) -> Prepared:
-    """Return the model's input for the bytes of an image file.
-
-    Images that take more than `max_bytes` to decode are decoded in another process.
-
-    Raises:
-        BadConfig: `kind` is not a kind of image.
-        BadImage: the bytes are not a readable image.
-        EmptySketch: nothing is drawn on the sketch.
-    """
-    require_kind(kind)
-    try:
-        decoded_image = open_image(data, kind, size_px, max_bytes=max_bytes).decode()
-    except LargeImage as problem:
-        return prepare_in_subprocess(data, problem, kind, size_px)
-    return prepare_image(decoded_image.image, kind, size_px, decoded_image.notices)
-
-
-def prepare_in_subprocess(
-    data: bytes, problem: LargeImage, kind: Kind, size_px: int = SIZE_PX
-) -> Prepared:
-    """Return the model's input for an image that is too large to decode in this process.
-
-    Raises:
-        BadImage: it is too large for any process; otherwise as `prepare`.
-    """
-    pixels, notices = decode_in_subprocess(data, problem, "prepare", kind, str(size_px))
-    return Prepared(pixels, notices)
 
 
 def open_image(
@@ -150,20 +89,6 @@ def decode_image(data: bytes, kind: Kind) -> Image.Image:
     return open_image(data, kind).decode().image
 
 
-def prepare_image(
-    image: Image.Image, kind: Kind, size_px: int = SIZE_PX, notices: tuple[str, ...] = ()
-) -> Prepared:
-    """Return the model's input for a decoded image, with its notices so far.
-
-    Raises:
-        EmptySketch: nothing is drawn on the sketch.
-    """
-    if kind == "photo":
-        return Prepared(photo_pixels(image, size_px), notices)
-    prepared = sketch_pixels(image, size_px)
-    return replace(prepared, notices=(*notices, *prepared.notices))
-
-
 def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
     """Return `(size, size, 3) uint8` RGB: the whole photo, squeezed to a square."""
     # Box filtering first keeps large images cheap; the bilinear filter then has at least three
@@ -171,6 +96,128 @@ def photo_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Pixels:
     opaque = image if image.mode == "L" else images.on_white(image)
     square = opaque.resize((size_px, size_px), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(images.on_white(square), dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become a model's input; the manifests of bundles and galleries have its name.
+
+    Attributes:
+        ink_crop: whether sketches are cropped to their ink. Otherwise they are shown whole, padded
+            to a square.
+    """
+
+    ink_crop: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name: the version, and what differs from the usual way."""
+        return PREPROCESSING if self.ink_crop else f"{PREPROCESSING}-whole"
+
+    def prepare_input(self, image: ImageInput, kind: Kind) -> Prepared:
+        """Return the model's input for an image in any form that `ImageInput` names.
+
+        Raises:
+            BadConfig: `kind` is not a kind of image.
+            BadImage: it is not a readable image.
+            EmptySketch: nothing is drawn on the sketch.
+        """
+        require_kind(kind)
+        if isinstance(image, Image.Image):
+            return self.prepare_image(images.convert(image), kind)
+        if isinstance(image, np.ndarray):
+            return self.prepare_image(_image_from_array(image), kind)
+        if isinstance(image, str | os.PathLike):
+            return self.prepare(images.read_image_bytes(os.fspath(image)), kind)
+        if isinstance(image, bytes):
+            return self.prepare(image, kind)
+        if hasattr(image, "read"):
+            return self.prepare(images.read_stream(image), kind)
+        raise BadImage(
+            f"an image given as {type(image).__name__}",
+            "a path, bytes, a file object, a Pillow image or a NumPy array",
+        )
+
+    def prepare(
+        self,
+        data: bytes,
+        kind: Kind,
+        size_px: int = SIZE_PX,
+        *,
+        max_bytes: int = images.MAX_DECODE_BYTES,
+    ) -> Prepared:
+        """Return the model's input for the bytes of an image file.
+
+        Images that take more than `max_bytes` to decode are decoded in another process.
+
+        Raises:
+            BadConfig: `kind` is not a kind of image.
+            BadImage: the bytes are not a readable image.
+            EmptySketch: nothing is drawn on the sketch.
+        """
+        require_kind(kind)
+        try:
+            decoded_image = open_image(data, kind, size_px, max_bytes=max_bytes).decode()
+        except LargeImage as problem:
+            return self.prepare_in_subprocess(data, problem, kind, size_px)
+        return self.prepare_image(decoded_image.image, kind, size_px, decoded_image.notices)
+
+    def prepare_in_subprocess(
+        self, data: bytes, problem: LargeImage, kind: Kind, size_px: int = SIZE_PX
+    ) -> Prepared:
+        """Return the model's input for an image that is too large to decode in this process.
+
+        Raises:
+            BadImage: it is too large for any process; otherwise as `prepare`.
+        """
+        task = ("prepare", self.name, kind, str(size_px))
+        return Prepared(*decode_in_subprocess(data, problem, *task))
+
+    def prepare_image(
+        self,
+        image: Image.Image,
+        kind: Kind,
+        size_px: int = SIZE_PX,
+        notices: tuple[str, ...] = (),
+    ) -> Prepared:
+        """Return the model's input for a decoded image, with its notices so far.
+
+        Raises:
+            EmptySketch: nothing is drawn on the sketch.
+        """
+        if kind == "photo":
+            return Prepared(photo_pixels(image, size_px), notices)
+        prepared = self.sketch_pixels(image, size_px)
+        return replace(prepared, notices=(*notices, *prepared.notices))
+
+    def sketch_pixels(self, image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
+        """Return the sketch as dark ink on white, `(size, size, 3) uint8`.
+
+        Raises:
+            EmptySketch: nothing is drawn on it.
+        """
+        darkness, notices = _darkness(image)
+        box = _ink_box(darkness)
+        if box is None:
+            raise EmptySketch("the sketch is empty", "strokes that differ from the background")
+        square = _square_around(darkness, box) if self.ink_crop else _centred(darkness)
+        is_large = square.shape[0] > 2 * size_px
+        shrunk = Image.fromarray(square).resize(
+            (size_px, size_px), Image.Resampling.BOX if is_large else Image.Resampling.BILINEAR
+        )
+        small = np.asarray(shrunk, dtype=np.uint8)
+        # On a whole page, specks and shades of the paper would outnumber the ink.
+        least = 1 if self.ink_crop else max(1, int(small.max()) // 4)
+        grey = 255 - full_contrast(small, least)
+        return Prepared(np.repeat(grey[:, :, None], 3, axis=2), notices)
+
+
+CROPPED, WHOLE = Preprocessing(), Preprocessing(ink_crop=False)
+#: All ways of preprocessing, by their names.
+PREPROCESSINGS: Mapping[str, Preprocessing] = {each.name: each for each in (CROPPED, WHOLE)}
+#: For photos, whose preparation never differs, and for sketches of the included model. Sketches of
+#: any other are prepared by its `Bundle.preprocessing`.
+prepare, prepare_input = CROPPED.prepare, CROPPED.prepare_input
 
 
 def detect_kind(image: Image.Image) -> Kind:
@@ -195,25 +242,6 @@ def detect_kind(image: Image.Image) -> Kind:
 def _background(grey: NDArray[Any]) -> float:
     """Return the share of grey levels `(H, W)`, from 0 to 255, that are near their median."""
     return float((np.abs(grey - np.median(grey)) < _NEAR_BACKGROUND).mean())
-
-
-def sketch_pixels(image: Image.Image, size_px: int = SIZE_PX) -> Prepared:
-    """Return the sketch as dark ink on white, cropped to its ink, `(size, size, 3) uint8`.
-
-    Raises:
-        EmptySketch: nothing is drawn on it.
-    """
-    darkness, notices = _darkness(image)
-    box = _ink_box(darkness)
-    if box is None:
-        raise EmptySketch("the sketch is empty", "strokes that differ from the background")
-    square = _square_around(darkness, box)
-    small = Image.fromarray(square).resize(
-        (size_px, size_px),
-        Image.Resampling.BOX if square.shape[0] > 2 * size_px else Image.Resampling.BILINEAR,
-    )
-    grey = 255 - full_contrast(np.asarray(small, dtype=np.uint8))
-    return Prepared(np.repeat(grey[:, :, None], 3, axis=2), notices)
 
 
 def domains_of(kind: Kind, count: int) -> NDArray[np.float32]:
@@ -296,19 +324,27 @@ def _square_around(darkness: Pixels, box: tuple[int, int, int, int]) -> Pixels:
     height, width = bottom - top, right - left
     # A dot stays small rather than filling the square.
     side = max(round(max(height, width) * (1 + 2 * MARGIN)), min(darkness.shape) // 4, 1)
+    return _centred(darkness[top:bottom, left:right], side)
+
+
+def _centred(darkness: Pixels, side: int = 0) -> Pixels:
+    """Return `(H, W) uint8` ink in the middle of a square of paper, by default the smallest."""
+    height, width = darkness.shape
+    side = side or max(height, width)
     square = np.zeros((side, side), dtype=np.uint8)
     row, column = (side - height) // 2, (side - width) // 2
-    square[row : row + height, column : column + width] = darkness[top:bottom, left:right]
+    square[row : row + height, column : column + width] = darkness
     return square
 
 
-def full_contrast(darkness: Pixels) -> Pixels:
+def full_contrast(darkness: Pixels, least: int = 1) -> Pixels:
     """Return ink (0 paper, 255 full ink) scaled so that its 95th percentile is full ink.
 
-    This keeps thin lines visible.
+    This keeps thin lines visible. Pixels below `least` do not count.
     """
-    strong = float(np.percentile(darkness[darkness > 0], 95)) if darkness.any() else 0.0
-    if strong <= 0:
+    ink = darkness[darkness >= least]
+    if not ink.size:
         return darkness
+    strong = float(np.percentile(ink, 95))
     scaled = np.minimum(darkness.astype(np.float32) * (255.0 / strong), 255.0)
     return np.asarray(np.rint(scaled), dtype=np.uint8)

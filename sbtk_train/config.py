@@ -14,7 +14,7 @@ import torch
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import write_atomically
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.preprocess import SIZE_PX, Preprocessing
 from sbtk_train.data.splits import VALIDATION_CLASSES
 
 CONFIG_NAME = "config.resolved.toml"
@@ -350,6 +350,12 @@ class Recipe:
     train_size_px: int = 224
     final_epochs: int = 0  # number of last epochs at 224 px if train_size_px is smaller
     selection: Selection = "validation-map"
+    ink_crop: bool = True  # False: show sketches whole, in training as in search
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the student's input, and later the exported model's."""
+        return Preprocessing(self.ink_crop)
 
 
 @dataclass(frozen=True)
@@ -451,7 +457,11 @@ RECIPES: dict[Method, dict[str, Recipe]] = {
             refit=True,
         ),
         "paper": SbtknetRecipe(
-            "paper", selection="held-out-accuracy", new_heads=True, held_out_photos=True
+            "paper",
+            selection="held-out-accuracy",
+            ink_crop=False,
+            new_heads=True,
+            held_out_photos=True,
         ),
     },
     "dsn": {recipe.name: recipe for recipe in (_DSN, _DSN_TUBERLIN)},

@@ -52,7 +52,7 @@ from sbtk_runtime.generated_inputs import (
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.machine import Machine
 from sbtk_runtime.manifest import MANIFEST_NAME, BundleManifest, Precision
-from sbtk_runtime.preprocess import Kind, prepare
+from sbtk_runtime.preprocess import CROPPED, Kind
 from sbtk_train.data import read_dataset
 
 #: Default log of evaluations on unseen classes, in a checkout of sbtk.
@@ -321,7 +321,7 @@ def _read_images(paths: tuple[Path, ...], kind: Kind) -> list[bytes]:
     for path in paths[:: max(1, len(paths) // _IMAGES)][:_IMAGES]:
         with contextlib.suppress(BadImage):
             content = read_image_bytes(path)
-            prepare(content, kind)
+            CROPPED.prepare(content, kind)
             contents.append(content)
     return contents
 

@@ -43,7 +43,7 @@ def check(bundle: str | None, as_json: bool) -> int:
     opened.verify()
     golden = read_golden(opened)
     for each in golden:
-        require_golden_pixels(each)
+        require_golden_pixels(each, opened.preprocessing)
     manifest = opened.manifest
     trials = {precision: _trial(opened, precision, golden) for precision in opened.precisions}
     if as_json:

@@ -261,12 +261,19 @@ def _write_sheet(
     opened: Gallery | RemoteGallery,
 ) -> None:
     from sbtk_runtime.contact_sheet import contact_sheet
+    from sbtk_runtime.preprocess import PREPROCESSINGS
 
     facts = {
         "Photos": f"{len(hits):,} of {opened.count:,}",
         "Gallery": gallery,
         "Model": opened.manifest.model_id,
     }
-    name = _name(Path(sketch).name)
-    page = contact_sheet(data, hits, name=name, kind=kind, facts=facts)
+    page = contact_sheet(
+        data,
+        hits,
+        name=_name(Path(sketch).name),
+        kind=kind,
+        preprocessing=PREPROCESSINGS[opened.manifest.preprocessing],
+        facts=facts,
+    )
     write_atomically(sheet, page.encode("utf-8"))

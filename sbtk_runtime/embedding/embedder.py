@@ -42,14 +42,7 @@ from sbtk_runtime.engines.registry import (
 from sbtk_runtime.errors import BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import (
-    SIZE_PX,
-    ImageInput,
-    Kind,
-    Pixels,
-    prepare_input,
-    require_kind,
-)
+from sbtk_runtime.preprocess import SIZE_PX, ImageInput, Kind, Pixels, require_kind
 from sbtk_runtime.regions import RegionGrid
 
 __all__ = ["Embedded", "Embedder", "Failed", "Known", "Source", "Timings"]
@@ -171,14 +164,14 @@ class Embedder:
             BadConfig: `kind` is neither.
             BadImage: there is no readable image, the sketch is empty, or the model fails on it.
         """
-        prepared = prepare_input(image, kind)
+        prepared = self.bundle.preprocessing.prepare_input(image, kind)
         return self.embed_prepared(prepared.pixels, kind), prepared.notices
 
     def embed_prepared(self, pixels: Pixels, kind: Kind) -> NDArray[np.float32]:
         """Return the embedding `(D,) float32` of one prepared image.
 
         Args:
-            pixels: `(224, 224, 3) uint8`, as `sbtk_runtime.preprocess.prepare` returns them.
+            pixels: `(224, 224, 3) uint8`, as the bundle's `preprocessing` prepares them.
             kind: "sketch" or "photo".
 
         Raises:
@@ -195,14 +188,13 @@ class Embedder:
     def embed_images(self, images: Images, kind: Kind) -> Embeddings:
         """Return the embeddings `(N, D) float32` of prepared `images (N, 224, 224, 3) uint8`.
 
-        >>> from sbtk_runtime.preprocess import prepare_input
-        >>> pixels = prepare_input("photos/0.jpg", "photo").pixels
         >>> with Embedder() as embedder:
-        ...     embedder.embed_images(np.stack([pixels, pixels]), "photo").shape
+        ...     prepared = embedder.bundle.preprocessing.prepare_input("photos/0.jpg", "photo")
+        ...     embedder.embed_images(np.stack([prepared.pixels] * 2), "photo").shape
         (2, 512)
 
         Args:
-            images: as `sbtk_runtime.preprocess.prepare_input` returns them.
+            images: as the bundle's `preprocessing` prepares them.
             kind: "sketch" or "photo", the same for all of them.
 
         Raises:
@@ -273,7 +265,8 @@ class Embedder:
         try:
             every = itertools.chain((first,), paths)
             yield from embed_stream(
-                every, kind, engine, self._options.batch, self._account, is_known, regions
+                *(every, kind, self.bundle.preprocessing, engine, self._options.batch),
+                *(self._account, is_known, regions),
             )
         finally:
             with self._lock:

@@ -25,10 +25,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime import images, preprocess
+from sbtk_runtime import images
 from sbtk_runtime.engines.registry import Embeddings, Engine, Images, validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.preprocess import Kind, Prepared
+from sbtk_runtime.preprocess import Kind, Prepared, Preprocessing, open_image
 from sbtk_runtime.regions import Boxes, RegionGrid, Tile, cut_tiles, input_side
 
 BAD_ROW = "the model's embedding is not finite or not of length 1"
@@ -118,6 +118,7 @@ class Timings:
 def embed_stream(
     paths: Iterator[Path],
     kind: Kind,
+    preprocessing: Preprocessing,
     engine: Engine,
     batch: int,
     account: Callable[[Timings], None],
@@ -129,6 +130,7 @@ def embed_stream(
     Args:
         paths: consumed in the calling thread, a few batches ahead.
         kind: of the images.
+        preprocessing: of the engine's model.
         engine: runs on all of its lanes.
         batch: the number of images that all lanes together work on.
         account: called now and then with the timings since its last call.
@@ -142,7 +144,7 @@ def embed_stream(
     start = time.perf_counter()
     grid = None if regions is None else regions.info.regions
     with (
-        DecodePool(kind, engine.info.threads, is_known, grid) as pool,
+        DecodePool(kind, preprocessing, engine.info.threads, is_known, grid) as pool,
         EngineLanes(engine, regions) as lanes,
     ):
         try:
@@ -328,6 +330,7 @@ class DecodePool:
 
     Args:
         kind: of the images.
+        preprocessing: of the model.
         threads: number of files to decode at once.
         is_known: which files to read but not decode; by default none.
         grid: of the regions to prepare as well; by default none.
@@ -336,6 +339,7 @@ class DecodePool:
     def __init__(
         self,
         kind: Kind,
+        preprocessing: Preprocessing,
         threads: int,
         is_known: IsKnown | None = None,
         grid: RegionGrid | None = None,
@@ -344,6 +348,7 @@ class DecodePool:
         self._grid = grid
         trim_malloc()
         self._kind: Kind = kind
+        self._preprocessing = preprocessing
         self._files = MemoryBudget(_FILES_BYTES)
         self._images = MemoryBudget(_IMAGES_BYTES)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="sbtk-decode")
@@ -359,7 +364,7 @@ class DecodePool:
         return self._threads.submit(self._decode, path)
 
     def _decode(self, path: Path) -> Decoded:
-        work = _Work(path, self._kind, self._grid)
+        work = _Work(path, self._kind, self._preprocessing, self._grid)
         try:
             with self._files.reserve(_size_bytes(path)):
                 data = work.read()
@@ -387,8 +392,11 @@ def reason_of(problem: BadImage) -> str:
 class _Work:
     """The steps for one file, and the time of each."""
 
-    def __init__(self, path: Path, kind: Kind, grid: RegionGrid | None) -> None:
+    def __init__(
+        self, path: Path, kind: Kind, preprocessing: Preprocessing, grid: RegionGrid | None
+    ) -> None:
         self._path = path
+        self._preprocessing = preprocessing
         self._grid = grid
         self._tiles: tuple[Tile, ...] = ()
         self._kind: Kind = kind
@@ -414,7 +422,7 @@ class _Work:
     def open(self, data: bytes) -> images.OpenImage:
         start = time.thread_time()
         try:
-            return preprocess.open_image(data, self._kind, input_side(self._grid))
+            return open_image(data, self._kind, input_side(self._grid))
         finally:
             self._decode_s = time.thread_time() - start
 
@@ -426,7 +434,9 @@ class _Work:
             self._decode_s += time.thread_time() - start
         start = time.thread_time()
         try:
-            prepared = preprocess.prepare_image(decoded.image, self._kind, notices=decoded.notices)
+            prepared = self._preprocessing.prepare_image(
+                decoded.image, self._kind, notices=decoded.notices
+            )
             if self._grid is not None:
                 self._tiles = cut_tiles(decoded.image, self._grid)
         finally:
@@ -437,10 +447,12 @@ class _Work:
         # The other process uses one core, so wall time is an upper bound.
         start = time.perf_counter()
         try:
-            prepared = preprocess.prepare_in_subprocess(data, problem, self._kind)
+            prepared = self._preprocessing.prepare_in_subprocess(data, problem, self._kind)
             if self._grid is not None:
                 size_px = self._grid.size_px
-                larger = preprocess.prepare_in_subprocess(data, problem, self._kind, size_px)
+                larger = self._preprocessing.prepare_in_subprocess(
+                    data, problem, self._kind, size_px
+                )
                 self._tiles = (Tile(larger.pixels),)
         finally:
             self._decode_s += time.perf_counter() - start

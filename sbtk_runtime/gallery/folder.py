@@ -40,7 +40,6 @@ from sbtk_runtime.manifest import (
     PhotoShard,
     read_gallery_manifest,
 )
-from sbtk_runtime.preprocess import PREPROCESSING
 
 VECTORS_NAME = "vectors"
 LOCK_NAME = ".lock"
@@ -91,13 +90,14 @@ def check_model(
             with the bundle.
     """
     model_id, name = bundle.manifest.model_id, bundle.manifest.name
-    if model_id == made_by and preprocessing == PREPROCESSING:
+    if model_id == made_by and preprocessing == bundle.manifest.preprocessing:
         return
     other = folder.with_name(f"{folder.name.removesuffix('.sbtk')}-{name}.sbtk")
     if model_id != made_by:
         ours, theirs = f"the model {model_id}", made_by
     else:
-        ours, theirs = f"preprocessing {PREPROCESSING}", f"preprocessing {preprocessing}"
+        ours = f"preprocessing {bundle.manifest.preprocessing}"
+        theirs = f"preprocessing {preprocessing}"
     raise ModelMismatch(
         f"{ours} did not make {printable_name(folder)}",
         f"{theirs}, which made it (embeddings of two models cannot be compared)",
@@ -395,8 +395,8 @@ def initialize_gallery(
         shard = origin.shard
     if origin is None or not catalogue.committed_rows():
         itq = None if bits is None else embedder.bundle.itq(bits)
-        precision = embedder.engine.info.precision
-        ours = Origin(embedder.model_id, precision, embedder.dim, PREPROCESSING, bits, shard)
+        precision, preprocessing = embedder.engine.info.precision, embedder.bundle.preprocessing
+        ours = Origin(embedder.model_id, precision, embedder.dim, preprocessing.name, bits, shard)
         catalogue.claim(ours, itq)
         return ours, itq
     check_model(folder, origin.model_id, origin.preprocessing, embedder.bundle, photos)

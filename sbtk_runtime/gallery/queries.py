@@ -17,7 +17,7 @@ from sbtk_runtime.gallery.hits import Answer, Hit
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import MatchRule
-from sbtk_runtime.preprocess import ImageInput, Kind, prepare_input
+from sbtk_runtime.preprocess import ImageInput, Kind
 from sbtk_runtime.rerank import Rerank, RerankChoice
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class Queries(ABC):
             pixels = []
             for number, image in batch:
                 try:
-                    prepared = prepare_input(image, kind)
+                    prepared = embedder.bundle.preprocessing.prepare_input(image, kind)
                 except BadImage as problem:
                     found = f"image {number}: {problem.found}"
                     raise type(problem)(found, problem.expected) from problem

@@ -40,7 +40,6 @@ from sbtk_runtime.gallery.remote import (
 from sbtk_runtime.gallery.remote_mounts import Mounts, shown_source
 from sbtk_runtime.gallery.rows import Embeddings, unit_row
 from sbtk_runtime.manifest import GalleryManifest, MatchRule, RegionsRecord
-from sbtk_runtime.preprocess import PREPROCESSING
 from sbtk_runtime.rerank import Rerank, refine, require_rerank
 
 if TYPE_CHECKING:
@@ -189,10 +188,10 @@ class RemoteGallery(Queries):
             ModelMismatch: another one did; names both.
         """
         info = self._current().info
-        ours = bundle.manifest.model_id
-        if (info.model_id, info.preprocessing) != (ours, PREPROCESSING):
+        ours, preprocessing = bundle.manifest.model_id, bundle.manifest.preprocessing
+        if (info.model_id, info.preprocessing) != (ours, preprocessing):
             raise ModelMismatch(
-                f"the model {ours}, preprocessing {PREPROCESSING}, did not make {self.name}",
+                f"the model {ours}, preprocessing {preprocessing}, did not make {self.name}",
                 f"{info.model_id}, preprocessing {info.preprocessing}, which made it",
                 "name the model that made it (--model), or another collection",
             )

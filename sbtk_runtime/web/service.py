@@ -173,7 +173,7 @@ class Service:
                 on_published=self._refresh,
             )
         self.stopping = threading.Event()
-        self.uploads = UploadDecoder(MAX_QUERIES)
+        self.uploads = UploadDecoder(MAX_QUERIES, bundle.preprocessing)
         self.queries = WorkQueue("query", workers=1, waiting=MAX_QUERIES)
         self.searches = WorkQueue("search", workers=2, waiting=MAX_QUERIES)
         self.reads = WorkQueue("read", workers=2, waiting=MAX_READS)

@@ -23,7 +23,7 @@ from sbtk_runtime.embedding.stream import MemoryBudget
 from sbtk_runtime.errors import BadImage, LargeImage, SbtkError
 from sbtk_runtime.image_limits import SIGNATURES
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage
-from sbtk_runtime.preprocess import Kind, Prepared, detect_kind, open_image, prepare_image
+from sbtk_runtime.preprocess import Kind, Prepared, Preprocessing, detect_kind, open_image
 from sbtk_runtime.web.queue import WorkQueue
 from sbtk_runtime.web.refusals import Refusal, Refused
 
@@ -133,13 +133,15 @@ class UploadDecoder:
 
     Args:
         waiting: the most uploads that wait.
+        preprocessing: of the model that embeds them.
 
     Attributes:
         small: the queue of all uploads.
         costly: the queue of those that need much memory or work.
     """
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, preprocessing: Preprocessing) -> None:
+        self._preprocessing = preprocessing
         self.small = WorkQueue(
             "upload", workers=_SMALL_WORKERS, waiting=waiting, stuck_after_s=_STUCK_AFTER_S
         )
@@ -176,7 +178,7 @@ class UploadDecoder:
 
     async def _prepare(self, request: Request, data: bytes, kind: Kind | None) -> Upload | None:
         found = await run_until_disconnect(
-            request, self.small.submit(lambda: _prepare_if_small(data, kind))
+            request, self.small.submit(lambda: _prepare_if_small(data, kind, self._preprocessing))
         )
         if not isinstance(found, OpenImage):
             return found
@@ -186,10 +188,12 @@ class UploadDecoder:
 
     def _prepare_costly(self, image: OpenImage, kind: Kind | None) -> Upload | None:
         with self._budget.reserve(image.memory_bytes):
-            return _prepare_opened(image, kind)
+            return _prepare_opened(image, kind, self._preprocessing)
 
 
-def _prepare_if_small(data: bytes, kind: Kind | None) -> Upload | OpenImage | None:
+def _prepare_if_small(
+    data: bytes, kind: Kind | None, preprocessing: Preprocessing
+) -> Upload | OpenImage | None:
     """Return a costly image that is not decoded yet, or what `_prepare_opened` returns."""
     if not data:
         raise BadImage("the request has no image in its body", "the bytes of an image file")
@@ -198,7 +202,7 @@ def _prepare_if_small(data: bytes, kind: Kind | None) -> Upload | OpenImage | No
     # As a photo first, decoded like the gallery's photos.
     image = _open(data, kind or "photo")
     is_small = image.memory_bytes <= SMALL_BYTES and image.work_pixels <= SMALL_PIXELS
-    return _prepare_opened(image, kind) if is_small else image
+    return _prepare_opened(image, kind, preprocessing) if is_small else image
 
 
 def _open(data: bytes, kind: Kind) -> OpenImage:
@@ -212,7 +216,9 @@ def _open(data: bytes, kind: Kind) -> OpenImage:
         ) from problem
 
 
-def _prepare_opened(image: OpenImage, kind: Kind | None) -> Upload | None:
+def _prepare_opened(
+    image: OpenImage, kind: Kind | None, preprocessing: Preprocessing
+) -> Upload | None:
     """Return an upload as `kind`, or as what it seems to be if it was opened as a photo.
 
     `None` is a sketch that is to be decoded again, at a larger scale.
@@ -222,11 +228,12 @@ def _prepare_opened(image: OpenImage, kind: Kind | None) -> Upload | None:
     if kind is None and detect_kind(decoded.image) == "photo":
         kind, notices = "photo", (*notices, _LOOKS_LIKE_A_PHOTO)
     if kind is not None:
-        return Upload(prepare_image(decoded.image, kind, notices=notices), kind)
+        return Upload(preprocessing.prepare_image(decoded.image, kind, notices=notices), kind)
     # Only JPEGs are decoded at several scales, with less memory at a smaller one.
     if _open(image.data, "sketch").memory_bytes != image.memory_bytes:
         return None
-    return Upload(prepare_image(decoded.image, "sketch", notices=notices), "sketch")
+    prepared = preprocessing.prepare_image(decoded.image, "sketch", notices=notices)
+    return Upload(prepared, "sketch")
 
 
 MAX_BODY_BYTES = 8 << 20

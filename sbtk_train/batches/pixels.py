@@ -15,8 +15,8 @@ import torch
 
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.images import read_image_bytes
-from sbtk_runtime.preprocess import Kind, Pixels, prepare
-from sbtk_train.batches.strokes import render, render_varied, trace
+from sbtk_runtime.preprocess import CROPPED, Kind, Pixels, Preprocessing
+from sbtk_train.batches.strokes import find_frame, render, render_varied, trace
 from sbtk_train.data import ImageSet, ImageSource, Rows
 from sbtk_train.data.image_set import select_images
 from sbtk_train.data.stroke_files import Drawing, Strokes
@@ -34,15 +34,19 @@ class Unreadable:
     reason: str
 
 
-def load_pixels(source: ImageSource, kind: Kind, size_px: int) -> Pixels:
+def load_pixels(
+    source: ImageSource, kind: Kind, size_px: int, preprocessing: Preprocessing
+) -> Pixels:
     """Return `(size, size, 3) uint8` for a photo, `(size, size, 1) uint8` for a sketch.
+
+    Drawings of stroke files have no page, so they always fill the image.
 
     Raises:
         BadImage: the file is not an image, is damaged, or is an empty sketch.
     """
     if isinstance(source, Drawing):
         return render(source.strokes, size_px)
-    pixels = prepare(read_image_bytes(source), kind, size_px).pixels
+    pixels = preprocessing.prepare(read_image_bytes(source), kind, size_px).pixels
     return pixels if kind == "photo" else pixels[:, :, :1]
 
 
@@ -53,6 +57,7 @@ class PixelStore:
         paths: the images.
         kind: sketches or photos.
         size_px: side of the square.
+        preprocessing: of the student.
         workers: number of decoding threads.
         keep: cache decoded images.
         redrawn: share of bitmap sketches to trace and show as clean strokes in varied batches.
@@ -63,6 +68,7 @@ class PixelStore:
         paths: Sequence[ImageSource],
         kind: Kind,
         size_px: int,
+        preprocessing: Preprocessing,
         *,
         workers: int,
         keep: bool,
@@ -71,6 +77,7 @@ class PixelStore:
         self._paths = paths
         self._kind: Kind = kind
         self._size_px = size_px
+        self._preprocessing = preprocessing
         self._kept: list[Pixels | None] | None = [None] * len(paths) if keep else None
         self._redrawn = redrawn
         self._traces: dict[int, Strokes] = {}
@@ -110,9 +117,11 @@ class PixelStore:
             return render_varied(source.strokes, self._size_px, rng)
         if self._redrawn and rng.random() < self._redrawn:
             if row not in self._traces:
-                self._traces[row] = trace(load_pixels(source, "sketch", _TRACED_PX)[:, :, 0])
-            if self._traces[row]:
-                return render_varied(self._traces[row], self._size_px, rng)
+                traced = load_pixels(source, "sketch", _TRACED_PX, self._preprocessing)
+                self._traces[row] = trace(traced[:, :, 0])
+            if strokes := self._traces[row]:
+                frame = None if self._preprocessing.ink_crop else find_frame(strokes)
+                return render_varied(strokes, self._size_px, rng, frame)
         return self._pixels(row)
 
     def _pixels(self, row: int) -> Pixels:
@@ -120,7 +129,7 @@ class PixelStore:
         if kept is not None:
             return kept
         try:
-            pixels = load_pixels(self._paths[row], self._kind, self._size_px)
+            pixels = load_pixels(self._paths[row], self._kind, self._size_px, self._preprocessing)
         except BadImage as problem:
             raise BadData(
                 f"{self._paths[row]} was readable at the start, but no longer: {problem.found}"
@@ -169,7 +178,8 @@ def drop_unreadable(data: ImageSet, workers: int) -> tuple[ImageSet, list[Unread
 
 def _find_fault(path: ImageSource, kind: Kind) -> Unreadable | None:
     try:
-        load_pixels(path, kind, 32)
+        # What can be read does not depend on the preprocessing.
+        load_pixels(path, kind, 32, CROPPED)
     except BadImage as problem:
         return Unreadable(path, problem.found)
     return None

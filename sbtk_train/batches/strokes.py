@@ -8,6 +8,7 @@ styles in between.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,26 +28,44 @@ _SHORTEST_TRACE_PX = 6
 _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 
 
-def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixels:
-    """Return `(size, size, 1) uint8`, dark ink on white, framed as the runtime frames sketches.
+@dataclass(frozen=True)
+class Frame:
+    """Where a drawing is within an image, in shares of the image's side.
+
+    Attributes:
+        x, y: middle of the drawing's bounding box.
+        side: longer side of the box.
+    """
+
+    x: float
+    y: float
+    side: float
+
+
+def render(
+    strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH, frame: Frame | None = None
+) -> Pixels:
+    """Return `(size, size, 1) uint8`, dark ink on white.
 
     Args:
         strokes: at least one point.
         size_px: side of the square.
         width: of the strokes, as a share of the side.
+        frame: where to place the strokes; by default as the runtime crops sketches.
     """
     points = np.concatenate(strokes)
     low, high = points.min(axis=0), points.max(axis=0)
-    # The runtime crops a sketch to its ink and pads it to a square with a margin.
-    inner = 1 / (1 + 2 * MARGIN) - width
-    scale = inner / max(float((high - low).max()), 1.0)
+    if frame is None:
+        # The runtime crops a sketch to its ink and pads it to a square with a margin.
+        frame = Frame(0.5, 0.5, 1 / (1 + 2 * MARGIN) - width)
+    scale = frame.side / max(float((high - low).max()), 1.0)
     large = size_px * _SUPERSAMPLING
     canvas = Image.new("L", (large, large), 255)
     pen = ImageDraw.Draw(canvas)
     thickness = max(1, round(width * large))
     radius = thickness / 2
     for stroke in strokes:
-        placed = ((stroke - (low + high) / 2) * scale + 0.5) * large
+        placed = ((stroke - (low + high) / 2) * scale + (frame.x, frame.y)) * large
         path = [(float(x), float(y)) for x, y in placed]
         if len(path) > 1:
             pen.line(path, fill=0, width=thickness, joint="curve")
@@ -56,10 +75,20 @@ def render(strokes: Strokes, size_px: int, width: float = _PLAIN_WIDTH) -> Pixel
     return (255 - full_contrast(255 - np.asarray(small, dtype=np.uint8)))[:, :, None]
 
 
-def render_varied(strokes: Strokes, size_px: int, rng: np.random.Generator) -> Pixels:
+def find_frame(strokes: Strokes) -> Frame:
+    """Return the place of the strokes in their image, whose side is `EXTENT`."""
+    points = np.concatenate(strokes)
+    low, high = points.min(axis=0), points.max(axis=0)
+    x, y = ((low + high) / 2 / EXTENT).tolist()
+    return Frame(x, y, float((high - low).max()) / EXTENT)
+
+
+def render_varied(
+    strokes: Strokes, size_px: int, rng: np.random.Generator, frame: Frame | None = None
+) -> Pixels:
     """Return a random variation of the drawing in a random stroke width, rendered by `render`."""
     width = float(np.exp(rng.uniform(math.log(_MIN_WIDTH), math.log(_MAX_WIDTH))))
-    return render(vary(strokes, rng), size_px, width)
+    return render(vary(strokes, rng), size_px, width, frame)
 
 
 def vary(strokes: Strokes, rng: np.random.Generator) -> Strokes:

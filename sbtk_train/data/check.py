@@ -17,7 +17,7 @@ from PIL import Image
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.images import FORMATS, read_image_bytes
-from sbtk_runtime.preprocess import Kind, prepare
+from sbtk_runtime.preprocess import CROPPED, Kind
 from sbtk_runtime.raw_photo import SUFFIXES as RAW_SUFFIXES
 from sbtk_train.data.dataset import Dataset, describe_ignored
 from sbtk_train.data.image_set import ImageSet, Rows
@@ -491,7 +491,8 @@ def _open_images(data: ImageSet, threads: int) -> Iterator[_OpenedImage]:
 def _open_image(path: Path, kind: Kind) -> _OpenedImage:
     try:
         data = read_image_bytes(path)
-        prepare(data, kind, _SIZE_PX)
+        # What can be read does not depend on the preprocessing.
+        CROPPED.prepare(data, kind, _SIZE_PX)
     except BadImage as problem:
         return _OpenedImage(path, kind, problem.found)
     # The image has been decoded, so its header is safe to read again.

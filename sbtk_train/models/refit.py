@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_runtime.preprocess import SIZE_PX, Kind
+from sbtk_runtime.preprocess import SIZE_PX, Kind, Preprocessing
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute
@@ -34,6 +34,7 @@ _BATCH = 32
 def refit_embedding(
     student: SbtknetStudent,
     division: Division,
+    preprocessing: Preprocessing,
     compute: Compute,
     workers: int,
     between_batches: Callable[[], None] = lambda: None,
@@ -43,6 +44,7 @@ def refit_embedding(
     Args:
         student: the best student of a run, on its device.
         division: its training images are used, up to 100 of each class and domain.
+        preprocessing: of the student.
         compute: where and how to run.
         workers: number of decoding threads.
         between_batches: called before each batch of images; ends the work by an exception.
@@ -50,7 +52,7 @@ def refit_embedding(
     training = division.training
     weight = student.soft.weight.detach().cpu().numpy()
     chosen = [_some_of_each(labels) for labels in (training.sketch_labels, training.photo_labels)]
-    how = (compute, workers, between_batches)
+    how = (preprocessing, compute, workers, between_batches)
     sketches = _features(student, [training.sketches[row] for row in chosen[0]], "sketch", *how)
     photos = _features(student, [training.photos[row] for row in chosen[1]], "photo", *how)
     projection = fit_within_class_projection(
@@ -81,6 +83,7 @@ def _features(
     student: SbtknetStudent,
     paths: Sequence[ImageSource],
     kind: Kind,
+    preprocessing: Preprocessing,
     compute: Compute,
     workers: int,
     between_batches: Callable[[], None],
@@ -89,7 +92,9 @@ def _features(
     student.eval()
     features = []
     with (
-        contextlib.closing(PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)) as store,
+        contextlib.closing(
+            PixelStore(paths, kind, SIZE_PX, preprocessing, workers=workers, keep=False)
+        ) as store,
         torch.inference_mode(),
         compute.autocast(),
     ):

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.files import atomic_path, sha256_of_file
-from sbtk_runtime.preprocess import PREPROCESSING, SIZE_PX
+from sbtk_runtime.preprocess import CROPPED, PREPROCESSING, SIZE_PX
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute
@@ -71,7 +71,9 @@ def make_soft_labels(
     notify(f"making soft labels from {len(training.photos):,} training photos")
     sums = torch.zeros(len(training.classes), IMAGENET_CLASSES)
     labels = torch.from_numpy(training.photo_labels)
-    photo_store = PixelStore(training.photos, "photo", SIZE_PX, workers=workers, keep=False)
+    photo_store = PixelStore(
+        training.photos, "photo", SIZE_PX, CROPPED, workers=workers, keep=False
+    )
     trunk = trunk.to(compute.device).eval()
     weight, bias = classifier.weight.to(compute.device), classifier.bias.to(compute.device)
     started = reported = time.monotonic()

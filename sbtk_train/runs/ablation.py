@@ -32,6 +32,7 @@ from sbtk_runtime.files import (
     write_atomically,
     write_json_atomically,
 )
+from sbtk_runtime.preprocess import Preprocessing
 from sbtk_train.config import (
     FREE_FIELDS,
     PATH_FIELDS,
@@ -188,7 +189,8 @@ class Study:
         if row.own_optimizer:
             own.difference_update(_OPTIMIZER_FIELDS)
         shared = {name: value for name, value in self.common.items() if name in own}
-        changes = shared | row.changes | {"epochs": self.epochs_of(row)}
+        # All methods see the same images, whatever their own recipes say.
+        changes = {"ink_crop": True} | shared | row.changes | {"epochs": self.epochs_of(row)}
         name = row.recipe or self.sbtknet_recipe
         if row.method != "sbtknet":
             name = default_recipe(row.method, self.base.split)
@@ -377,8 +379,9 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
                 compute = choose_compute(study.base.device, study.base.precision)
             images = division.validation if classes == "validation" else unseen
             notify(f"measuring {folder.name} on {len(images.classes)} {classes} classes")
-            student = load_run(folder).student.to(compute.device)
-            embed = _embed(study, student, compute, notify)
+            run = load_run(folder)
+            student = run.student.to(compute.device)
+            embed = _embed(study, student, run.config.recipe.preprocessing, compute, notify)
             figures = _figures(student, images, limit_photos(division.held_out), embed)
             # Logged first: if interrupted, an evaluation is logged twice rather than never.
             if classes == "unseen":
@@ -508,14 +511,21 @@ def _figures(
     return figures
 
 
-def _embed(study: Study, student: Student, compute: Compute, notify: Notify) -> Embed:
+def _embed(
+    study: Study,
+    student: Student,
+    preprocessing: Preprocessing,
+    compute: Compute,
+    notify: Notify,
+) -> Embed:
     base = study.base
     if not base.feature_folder:
-        return make_pixel_embedder(compute, base.workers)
+        return make_pixel_embedder(preprocessing, compute, base.workers)
     size = study.common["train_size_px"]
     assert isinstance(size, int)
     maps = FeatureMaps(
-        Path(base.feature_folder), student, base.freeze_until, size, compute, base.workers, notify
+        *(Path(base.feature_folder), student, base.freeze_until, size, preprocessing),
+        *(compute, base.workers, notify),
     )
     return make_feature_map_embedder(compute, maps)
 

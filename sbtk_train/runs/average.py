@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file, write_json_atomically
-from sbtk_runtime.preprocess import SIZE_PX, Kind
+from sbtk_runtime.preprocess import SIZE_PX, Kind, Preprocessing
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute, TrainConfig, choose_compute
@@ -86,11 +86,12 @@ def average_runs(
     assert isinstance(student, Student)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     notify("measuring the batch norms of the averaged student")
-    measure_batch_norms(student, division.training, compute, config.workers)
+    how = (config.recipe.preprocessing, compute, config.workers)
+    measure_batch_norms(student, division.training, *how)
     if getattr(config.recipe, "refit", False) and isinstance(student, SbtknetStudent):
         notify("refitting the embedding on the training images' features")
-        refit_embedding(student, division, compute, config.workers)
-    embed = make_pixel_embedder(compute, config.workers)
+        refit_embedding(student, division, *how)
+    embed = make_pixel_embedder(*how)
     figures = validate(student.eval(), division, config.recipe.selection, embed)
     notify(_comparison(figures[metric], runs, metric))
     config.write(target)
@@ -101,7 +102,11 @@ def average_runs(
 
 
 def measure_batch_norms(
-    student: Student, training: ImageSet, compute: Compute, workers: int
+    student: Student,
+    training: ImageSet,
+    preprocessing: Preprocessing,
+    compute: Compute,
+    workers: int,
 ) -> None:
     """Measure batch-norm statistics again, in place, over mixed batches of training images.
 
@@ -118,7 +123,9 @@ def measure_batch_norms(
     with contextlib.ExitStack() as opened, compute.autocast():
         stores = [
             opened.enter_context(
-                contextlib.closing(PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False))
+                contextlib.closing(
+                    PixelStore(paths, kind, SIZE_PX, preprocessing, workers=workers, keep=False)
+                )
             )
             for kind, paths in sides
         ]
@@ -160,11 +167,12 @@ def _require_alike(runs: Sequence[TrainedRun]) -> None:
         differing = [
             *(n for n in _OF_CONFIG if getattr(run.config, n) != getattr(first.config, n)),
             *(n for n in _OF_RECORD if run.record.get(n) != first.record.get(n)),
+            *["ink crop"] * (run.config.recipe.ink_crop != first.config.recipe.ink_crop),
         ]
         if differing:
             raise BadConfig(
                 f"{run.folder} and {first.folder} differ in {differing[0].replace('_', ' ')}",
-                "runs that differ in recipe, seed and further images alone",
+                "runs that see images alike and differ in recipe, seed and further images alone",
             )
 
 

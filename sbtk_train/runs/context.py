@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.preprocess import SIZE_PX
+from sbtk_runtime.preprocess import CROPPED, SIZE_PX
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import Unreadable, drop_unreadable, load_pixels
 from sbtk_train.config import Compute, SbtknetRecipe, TrainConfig, choose_compute
@@ -260,7 +260,9 @@ def _load_student_weights(
 
 def _sample_photos(training: ImageSet) -> Tensor:
     rows = np.linspace(0, len(training.photos) - 1, _LAYOUT_PHOTOS).astype(int)
-    pixels = np.stack([load_pixels(training.photos[row], "photo", SIZE_PX) for row in rows])
+    pixels = np.stack(
+        [load_pixels(training.photos[row], "photo", SIZE_PX, CROPPED) for row in rows]
+    )
     return normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 

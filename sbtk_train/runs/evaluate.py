@@ -14,7 +14,7 @@ from sbtk_runtime.binary_codes import fit_itq
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.evaluation.protocol import Measure
-from sbtk_runtime.preprocess import SIZE_PX, Kind
+from sbtk_runtime.preprocess import SIZE_PX, Kind, Preprocessing
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.config import Compute, Selection
@@ -57,11 +57,11 @@ class Embedded:
 Embed = Callable[[Student, Sequence[ImageSource], Kind], Embedded]
 
 
-def make_pixel_embedder(compute: Compute, workers: int) -> Embed:
+def make_pixel_embedder(preprocessing: Preprocessing, compute: Compute, workers: int) -> Embed:
     """Return a function that embeds image files at 224 px, the runtime's size."""
 
     def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
-        pixels = PixelStore(paths, kind, SIZE_PX, workers=workers, keep=False)
+        pixels = PixelStore(paths, kind, SIZE_PX, preprocessing, workers=workers, keep=False)
         with contextlib.closing(pixels) as store:
 
             def inputs(rows: range) -> torch.Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sbtk_runtime.files import atomic_path
-from sbtk_runtime.preprocess import PREPROCESSING, Kind
+from sbtk_runtime.preprocess import PREPROCESSING, Kind, Preprocessing
 from sbtk_train.batches.augment import augment_photos, augment_sketches, normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.batches.sampler import Batch
@@ -42,6 +42,7 @@ class FeatureMaps:
         student: the student, with the stages before `begin` frozen.
         begin: the stage that takes the maps as input.
         size_px: side of the images.
+        preprocessing: of the student.
         compute: where to run the frozen stages, and in which precision, which identifies the maps.
         workers: number of decoding threads.
         notify: called with progress messages.
@@ -53,6 +54,7 @@ class FeatureMaps:
         student: Student,
         begin: str,
         size_px: int,
+        preprocessing: Preprocessing,
         compute: Compute,
         workers: int,
         notify: Notify,
@@ -61,6 +63,7 @@ class FeatureMaps:
         self._student = student
         self.begin = begin
         self._size_px = size_px
+        self._preprocessing = preprocessing
         self._compute = compute
         self._workers = workers
         self._notify = notify
@@ -88,7 +91,9 @@ class FeatureMaps:
 
     def _make(self, path: Path, paths: Sequence[ImageSource], kind: Kind, copies: int) -> None:
         augmented = augment_sketches if kind == "sketch" else augment_photos
-        store = PixelStore(paths, kind, self._size_px, workers=self._workers, keep=False)
+        store = PixelStore(
+            paths, kind, self._size_px, self._preprocessing, workers=self._workers, keep=False
+        )
         was_training = self._student.training
         self._student.eval()
         maps: np.memmap[Any, np.dtype[np.float16]] | None = None
@@ -119,9 +124,11 @@ class FeatureMaps:
 
     def _key(self, paths: Sequence[ImageSource], kind: Kind, copies: int) -> str:
         digest = hashlib.sha256()
+        # Photos are always prepared alike, so that runs which differ in sketches share their maps.
+        preprocessing = self._preprocessing.name if kind == "sketch" else PREPROCESSING
         what = (
             *(self._frozen_sha256, self.begin, self._compute.precision),
-            *(kind, self._size_px, copies, PREPROCESSING),
+            *(kind, self._size_px, copies, preprocessing),
         )
         digest.update(f"{what}".encode())
         for path in paths:

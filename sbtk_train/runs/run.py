@@ -456,10 +456,12 @@ def _refit(
     student = load_student(folder, config, len(division.training.classes))
     assert isinstance(student, SbtknetStudent)
     student = student.to(compute.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    embed = make_pixel_embedder(compute, config.workers)
+    preprocessing = config.recipe.preprocessing
+    embed = make_pixel_embedder(preprocessing, compute, config.workers)
+    how = (preprocessing, compute, config.workers, between_batches)
     if not division.validation.classes:
         listener("refitting the embedding on the training images' features")
-        refit_embedding(student, division, compute, config.workers, between_batches)
+        refit_embedding(student, division, *how)
         reason = "no validation classes to compare it with the trained one"
         record["refit"] = {"kept": True, "reason": reason}
         _keep(student, folder, config, record)
@@ -469,7 +471,7 @@ def _refit(
         # Cached feature maps are in half precision, and may be of smaller images.
         trained = score(student, division.validation, embed)
     listener("refitting the embedding on the training images' features")
-    refit_embedding(student, division, compute, config.workers, between_batches)
+    refit_embedding(student, division, *how)
     refitted = score(student, division.validation, embed)
     is_kept = refitted["mAP@all"] >= trained["mAP@all"]
     listener(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from sbtk_runtime.preprocess import Preprocessing
 from sbtk_train.batches.pixels import PixelStore, fits_in_memory
 from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchRngs, BatchShard
@@ -53,6 +54,7 @@ class PixelSource:
         data: ImageSet,
         objective: Objective,
         size_px: int,
+        preprocessing: Preprocessing,
         compute: Compute,
         workers: int,
         *,
@@ -62,10 +64,15 @@ class PixelSource:
     ) -> None:
         keep = fits_in_memory(data, size_px, processes)
         self._sketches = PixelStore(
-            data.sketches, "sketch", size_px, workers=workers, keep=keep, redrawn=redrawn
+            *(data.sketches, "sketch", size_px, preprocessing),
+            workers=workers,
+            keep=keep,
+            redrawn=redrawn,
         )
         self._variation = tuple(variation)
-        self._photos = PixelStore(data.photos, "photo", size_px, workers=workers, keep=keep)
+        self._photos = PixelStore(
+            data.photos, "photo", size_px, preprocessing, workers=workers, keep=keep
+        )
         self._objective = objective
         self._device = compute.device
 
@@ -147,6 +154,7 @@ class SourceFactory:
             self._training,
             objective,
             size_px,
+            config.recipe.preprocessing,
             compute,
             config.workers,
             processes=self._processes,
@@ -160,7 +168,9 @@ class SourceFactory:
             return make_feature_map_embedder(
                 self._compute, self._maps_at(self._config.validation_px)
             )
-        return make_pixel_embedder(self._compute, self._config.workers)
+        return make_pixel_embedder(
+            self._config.recipe.preprocessing, self._compute, self._config.workers
+        )
 
     def _maps_at(self, size_px: int) -> FeatureMaps:
         if size_px not in self._maps:
@@ -170,6 +180,7 @@ class SourceFactory:
                 self._student,
                 config.freeze_until,
                 size_px,
+                config.recipe.preprocessing,
                 self._compute,
                 config.workers,
                 self._listener,

@@ -6,7 +6,9 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from sbtk_cli.main import main
 from sbtk_export.export import hash_files
 from sbtk_export.input_contract import CONTRACT_NAME, make_golden_images, render_contract
 from sbtk_runtime.bundle import GOLDEN_NAME, Bundle, image_name, pixels_name, read_golden
-from sbtk_runtime.preprocess import KINDS, Kind, prepare
+from sbtk_runtime.preprocess import CROPPED, KINDS, PREPROCESSINGS, WHOLE, Kind, Preprocessing
 from tests.tiny import tiny_photo, tiny_sketch
 
 Array = NDArray[np.uint8]
@@ -32,7 +34,7 @@ def photo_by_the_words(image: Image.Image) -> Array:
     return np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
 
 
-def sketch_by_the_words(image: Image.Image) -> Array:
+def sketch_by_the_words(image: Image.Image, *, is_cropped: bool = True) -> Array:
     """Written from PREPROCESSING.md alone, without sbtk."""
     if max(image.size) > 2048:
         scale = 1024 / max(image.size)
@@ -54,30 +56,39 @@ def sketch_by_the_words(image: Image.Image) -> Array:
         ink = np.maximum(paper - grey if paper >= 128 else grey - paper, 0)
     rows, columns = np.nonzero(ink >= max(12, ink.max() // 4))
     box = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    if not is_cropped:
+        box = ink
     h, w = box.shape
-    side = max(round(1.12 * max(h, w)), min(ink.shape) // 4, 1)
+    side = max(round(1.12 * max(h, w)), min(ink.shape) // 4, 1) if is_cropped else max(h, w)
     square = np.zeros((side, side), np.uint8)
     top, left = (side - h) // 2, (side - w) // 2
     square[top : top + h, left : left + w] = box
     how = Image.Resampling.BOX if side > 448 else Image.Resampling.BILINEAR
     small = np.asarray(Image.fromarray(square).resize((224, 224), how)).astype(float)
-    strong = np.percentile(small[small > 0], 95)
+    least = 1 if is_cropped else max(1, small.max() // 4)
+    strong = np.percentile(small[small >= least], 95)
     values = 255 - np.rint(np.minimum(255 * small / strong, 255))
     return np.repeat(values[:, :, None], 3, axis=2).astype(np.uint8)
 
 
-BY_THE_WORDS = {"photo": photo_by_the_words, "sketch": sketch_by_the_words}
+BY_THE_WORDS: dict[tuple[Preprocessing, Kind], Callable[[Image.Image], Array]] = {
+    (CROPPED, "photo"): photo_by_the_words,
+    (WHOLE, "photo"): photo_by_the_words,
+    (CROPPED, "sketch"): sketch_by_the_words,
+    (WHOLE, "sketch"): partial(sketch_by_the_words, is_cropped=False),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_following_the_contract_gives_the_golden_pixels(bundle: Bundle, kind: Kind) -> None:
     image = Image.open(bundle.folder / image_name(kind))
     wanted = np.asarray(Image.open(bundle.folder / pixels_name(kind)).convert("RGB"))
-    found = BY_THE_WORDS[kind](image)
+    found = BY_THE_WORDS[bundle.preprocessing, kind](image)
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
-def test_following_the_contract_works_for_other_images() -> None:
+@pytest.mark.parametrize("preprocessing", PREPROCESSINGS.values(), ids=PREPROCESSINGS)
+def test_following_the_contract_works_for_other_images(preprocessing: Preprocessing) -> None:
     """Large and small ones, dark grounds and strokes in the alpha channel among them."""
     strokes = tiny_sketch(3)
     inverted = Image.fromarray(255 - np.asarray(strokes))
@@ -94,9 +105,23 @@ def test_following_the_contract_works_for_other_images() -> None:
     for kind, image in images:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        wanted = prepare(buffer.getvalue(), kind).pixels
-        found = BY_THE_WORDS[kind](image)
+        wanted = preprocessing.prepare(buffer.getvalue(), kind).pixels
+        found = BY_THE_WORDS[preprocessing, kind](image)
         assert np.abs(found.astype(int) - wanted).max() <= 1, (kind, image.size, image.mode)
+
+
+def test_the_contract_says_whether_sketches_are_cropped(bundle: Bundle) -> None:
+    cropped = render_contract(bundle.manifest)
+    whole = render_contract(replace(bundle.manifest, preprocessing=WHOLE.name))
+    assert "It is not cropped" in whole and WHOLE.name in whole
+    assert "smallest box" in cropped and "smallest box" not in whole
+    assert "{" not in whole
+    # Nothing else differs: the steps for photos, and how to check a port.
+    assert (
+        whole.partition("## A sketch")[0].replace(WHOLE.name, CROPPED.name)
+        == (cropped.partition("## A sketch")[0])
+    )
+    assert whole.partition("## Checking")[2] == cropped.partition("## Checking")[2]
 
 
 def test_the_manifest_has_the_hashes_of_contract_and_golden_images(bundle: Bundle) -> None:

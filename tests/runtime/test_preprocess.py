@@ -14,15 +14,14 @@ from PIL import Image, ImageDraw, ImageOps
 from sbtk_runtime.errors import BadImage, SbtkError
 from sbtk_runtime.images import decode
 from sbtk_runtime.preprocess import (
+    CROPPED,
     SIZE_PX,
     Kind,
     decode_image,
     detect_kind,
     photo_pixels,
     prepare,
-    prepare_image,
     require_kind,
-    sketch_pixels,
 )
 from tests.tiny import tiny_photo, tiny_sketch
 
@@ -53,7 +52,7 @@ def test_grey_files_have_the_pixels_of_the_same_in_colour() -> None:
             assert decode_image(data, kind).mode == "L"
             in_colour = decode(data, at_least_px=None if kind == "sketch" else SIZE_PX)
             assert in_colour.mode == "RGB"
-            expected = prepare_image(in_colour, kind).pixels
+            expected = CROPPED.prepare_image(in_colour, kind).pixels
             assert np.array_equal(prepare(data, kind).pixels, expected)
             assert detect_kind(decode_image(data, kind)) == detect_kind(in_colour)
 
@@ -82,7 +81,7 @@ def test_prepare_equals_its_separate_steps() -> None:
     data = _png(tiny_photo(4))
     kinds: tuple[Kind, ...] = ("sketch", "photo")
     for kind in kinds:
-        parts = prepare_image(decode_image(data, kind), kind)
+        parts = CROPPED.prepare_image(decode_image(data, kind), kind)
         assert np.array_equal(prepare(data, kind).pixels, parts.pixels)
 
 
@@ -108,7 +107,7 @@ def test_the_position_and_size_of_a_drawing_do_not_matter() -> None:
 def test_a_frame_along_the_edge_is_ink_and_gets_a_margin() -> None:
     page = Image.new("L", (300, 200), 255)
     ImageDraw.Draw(page).rectangle((0, 0, 299, 199), outline=0, width=6)
-    prepared = sketch_pixels(page)
+    prepared = CROPPED.sketch_pixels(page)
     assert prepared.notices == ()
     ink = prepared.pixels[:, :, 0] < 128
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -200,7 +199,7 @@ def test_kinds_are_validated_by_name() -> None:
 
 
 def _sketch(page: Image.Image) -> NDArray[np.uint8]:
-    return sketch_pixels(page).pixels
+    return CROPPED.sketch_pixels(page).pixels
 
 
 def _border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

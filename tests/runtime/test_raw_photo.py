@@ -16,7 +16,7 @@ from sbtk_runtime.embedding.stream import DecodePool
 from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.image_feed import MAX_APART_BYTES
 from sbtk_runtime.images import decode, memory_to_decode
-from sbtk_runtime.preprocess import prepare
+from sbtk_runtime.preprocess import CROPPED, prepare
 from sbtk_runtime.raw_photo import is_raw
 from tests.tiny import tiny_photo
 from tests.tiny_raw import tiny_dng, two_colours
@@ -140,7 +140,7 @@ def test_raw_files_are_developed_in_a_process_that_can_be_stopped(
         decode(data)
     expected = prepare(data, "photo", max_bytes=MAX_APART_BYTES).pixels
     (tmp_path / "one.dng").write_bytes(data)
-    with DecodePool("photo", 1) as pool:
+    with DecodePool("photo", CROPPED, 1) as pool:
         found = pool.submit(tmp_path / "one.dng").result()
     assert found.reason == ""
     assert found.prepared is not None

@@ -20,7 +20,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.errors import BadImage, SlowImage
-from sbtk_runtime.preprocess import open_image, prepare
+from sbtk_runtime.preprocess import CROPPED, open_image, prepare
 from sbtk_runtime.web.app import guarded_app
 from sbtk_runtime.web.auth import access_rules
 from sbtk_runtime.web.queue import WorkQueue
@@ -76,18 +76,18 @@ def test_an_upload_has_a_shorter_time_limit_than_a_file(slow_jpeg: bytes) -> Non
     with pytest.raises(SlowImage, match="too long"):
         open_image(slow_jpeg, "photo", limit_s=0.05).decode()
     with pytest.raises(BadImage, match="PNG, JPEG or WebP"):
-        _prepare_if_small(b"GIF89a" + bytes(100), "photo")
+        _prepare_if_small(b"GIF89a" + bytes(100), "photo", CROPPED)
 
 
 def test_an_upload_is_decoded_again_only_if_its_kind_needs_another_scale() -> None:
-    photo = _prepare_if_small(png(tiny_photo(1)), None)
+    photo = _prepare_if_small(png(tiny_photo(1)), None, CROPPED)
     assert isinstance(photo, Upload) and photo.kind == "photo"
     assert np.array_equal(photo.prepared.pixels, prepare(png(tiny_photo(1)), "photo").pixels)
     drawing = Image.open(io.BytesIO(sketch_png())).resize((2400, 2400))
     for file_format, is_decoded_once in (("PNG", True), ("JPEG", False)):
         buffer = io.BytesIO()
         drawing.convert("RGB").save(buffer, file_format)
-        found = _prepare_opened(open_image(buffer.getvalue(), "photo"), None)
+        found = _prepare_opened(open_image(buffer.getvalue(), "photo"), None, CROPPED)
         assert (found is not None) == is_decoded_once
         if found is not None:
             expected = prepare(buffer.getvalue(), "sketch")
@@ -177,7 +177,7 @@ def test_an_upload_has_the_embedding_of_a_file(tmp_path: Path, workplace: Workpl
     with Embedder(workplace.bundle, engine="onnxruntime", threads=1) as embedder:
         row, _ = embedder.embed_one(sketch_png(), "sketch")
         prepared = prepare(sketch_png(), "sketch")
-        upload = _prepare_if_small(sketch_png(), None)
+        upload = _prepare_if_small(sketch_png(), None, CROPPED)
         assert isinstance(upload, Upload) and upload.kind == "sketch"
         assert np.array_equal(upload.prepared.pixels, prepared.pixels)
         assert np.array_equal(row, embedder.embed_prepared(prepared.pixels, "sketch"))

@@ -19,7 +19,7 @@ from sbtk_runtime.engines.tensorrt.library import TensorRt
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, prepare
+from sbtk_runtime.preprocess import SIZE_PX, Kind, Pixels, Preprocessing
 from sbtk_runtime.regions import RegionGrid, input_side
 
 #: Smallest allowed cosine between a plan's embedding of an image and that of its ONNX file. Both
@@ -101,7 +101,7 @@ def check_plan(
         EngineUnavailable: the engine fails, returns rows that are not of length 1, or its
             embeddings differ too much.
     """
-    images = generate_images(input_side(regions))
+    images = generate_images(bundle.preprocessing, input_side(regions))
     rows, is_bad = validate_embeddings(_embed(engine, images))
     if is_bad.any():
         raise EngineUnavailable(
@@ -132,14 +132,14 @@ def check_plan(
     return PlanCheck(len(rows), cosine_min, reference)
 
 
-def generate_images(size_px: int = SIZE_PX) -> Mapping[Kind, Pixels]:
+def generate_images(preprocessing: Preprocessing, size_px: int = SIZE_PX) -> Mapping[Kind, Pixels]:
     """Return `(4, size_px, size_px, 3) uint8` preprocessed images of each kind."""
     contents: Mapping[Kind, list[bytes]] = {
         "photo": generate_photos(_OF_EACH_KIND),
         "sketch": generate_sketches(_OF_EACH_KIND),
     }
     return {
-        kind: np.stack([prepare(content, kind, size_px).pixels for content in of_kind])
+        kind: np.stack([preprocessing.prepare(each, kind, size_px).pixels for each in of_kind])
         for kind, of_kind in contents.items()
     }
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.evaluation.metrics import percentiles
-from sbtk_runtime.preprocess import Kind, Pixels, decode_image, photo_pixels, sketch_pixels
+from sbtk_runtime.preprocess import Kind, Pixels, Preprocessing, decode_image, photo_pixels
 
 #: Milliseconds of each run, by round.
 Blocks = list[list[float]]
@@ -185,6 +185,7 @@ def measure_stages(
     photos: Sequence[bytes],
     run: Run,
     search: Search,
+    preprocessing: Preprocessing,
     *,
     samples: int = 200,
 ) -> list[StageLatency]:
@@ -195,6 +196,7 @@ def measure_stages(
         photos: contents of image files, repeated as needed.
         run: the engine; it must return `(1, D) float32`.
         search: searches for one embedding.
+        preprocessing: of the engine's model.
         samples: number of timed images of each kind.
     """
     times: dict[tuple[str, str], list[float]] = {}
@@ -202,7 +204,7 @@ def measure_stages(
     for index in range(-warm_up, samples):
         if index == 0:
             times.clear()
-        _time_sketch(sketches[index % len(sketches)], run, search, times)
+        _time_sketch(sketches[index % len(sketches)], preprocessing, run, search, times)
         _time_photo(photos[index % len(photos)], run, times)
     for subject in ("sketch", "photo"):
         stages = [values for (of, _), values in times.items() if of == subject]
@@ -215,12 +217,16 @@ def measure_stages(
 
 
 def _time_sketch(
-    data: bytes, run: Run, search: Search, times: dict[tuple[str, str], list[float]]
+    data: bytes,
+    preprocessing: Preprocessing,
+    run: Run,
+    search: Search,
+    times: dict[tuple[str, str], list[float]],
 ) -> None:
     clock = _Laps("sketch", times)
     image = decode_image(data, "sketch")
     clock.lap("decode")
-    pixels = sketch_pixels(image).pixels
+    pixels = preprocessing.sketch_pixels(image).pixels
     clock.lap("preprocess")
     rows = np.asarray(run(pixels[None], "sketch"), dtype=np.float32)
     clock.lap("engine")

@@ -155,7 +155,8 @@ def measure_latency(
         info = default.info
         progress(f"measuring stages on {info.name} {info.precision}")
         stages = measure_stages(
-            images.sketches, images.photos, default.run, search, samples=config.samples
+            *(images.sketches, images.photos, default.run, search, bundle.preprocessing),
+            samples=config.samples,
         )
     notes: list[str] = []
     keys, speeds = _speeds(

@@ -16,7 +16,8 @@ const WIDTH_TOLERANCE = 0.6;
 const MIN_SIDE_PX = 512;
 const MAX_SIDE_PX = 1024;
 const SIDE_STEP_PX = 128;
-// The server crops a sketch to its strokes. Small drawings are rendered larger, so that lines stay sharp.
+// For most models, the server crops a sketch to its strokes. Small drawings are rendered larger, so that
+// lines stay sharp.
 const MIN_EXTENT_PX = 320;
 // The server treats lighter pixels as background.
 const BACKGROUND_LEVEL = 255 - 24;

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from sbtk_runtime.preprocess import sketch_pixels
+from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.batches.strokes import render, render_varied, simplify, trace, vary
 from sbtk_train.data.stroke_files import Strokes
 from tests.tiny_strokes import polygon
@@ -31,7 +31,9 @@ def test_a_rendered_drawing_is_framed_as_in_the_runtime(size_px: int) -> None:
     assert pixels.shape == (size_px, size_px, 1)
     assert pixels.dtype == np.uint8
     ink = pixels[:, :, 0] < 128
-    again = sketch_pixels(Image.fromarray(render(strokes(5), 512, width=0.03)[:, :, 0]), size_px)
+    again = CROPPED.sketch_pixels(
+        Image.fromarray(render(strokes(5), 512, width=0.03)[:, :, 0]), size_px
+    )
     theirs = again.pixels[:, :, 0] < 128
     for axis in (0, 1):
         own, other = (np.flatnonzero(each.any(axis=axis)) for each in (ink, theirs))

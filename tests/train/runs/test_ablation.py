@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadConfig
-from sbtk_train.config import RECIPES
+from sbtk_train.config import RECIPES, TrainConfig, make_recipe
 from sbtk_train.runs.ablation import (
     METRIC,
+    OWN_OPTIMIZERS,
     ROWS,
     Score,
     Study,
@@ -95,6 +96,16 @@ def test_rows_with_their_own_optimiser_keep_that_of_their_recipe(tmp_path: Path)
             expected = (own.optimizer, own.learning_rate, own.schedule)
         assert (recipe.optimizer, recipe.learning_rate, recipe.schedule) == expected
         assert (recipe.epoch_images, recipe.train_size_px) == (96, 32)
+
+
+def test_all_methods_see_sketches_prepared_alike() -> None:
+    base = TrainConfig("data", "SK-YE", make_recipe("sbtk"))
+    every = (*ROWS, *OWN_OPTIMIZERS)
+    for given in (None, True, False):
+        common: dict[str, object] = {} if given is None else {"ink_crop": given}
+        study = Study(base, "sbtk", common, {"sbtknet": 1, "dsn": 1, "sake": 1}, (0,), every)
+        for row in every:
+            assert study.config(row, 0).recipe.ink_crop == (given is not False), row.name
 
 
 def test_a_single_run_has_a_mean_but_no_spread(tmp_path: Path) -> None:

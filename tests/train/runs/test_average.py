@@ -16,6 +16,7 @@ from torch import nn
 from sbtk_cli.main import main
 from sbtk_export.card import collect_facts
 from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.config import CONFIG_NAME, Compute, TrainConfig
 from sbtk_train.data import read_dataset
 from sbtk_train.models.student import Student
@@ -150,7 +151,9 @@ def test_batch_norms_are_the_plain_mean_over_batches_of_both_domains(tmp_path: P
     data = write_dataset(tmp_path, sketches=7, photos=16)
     student = Plain()
     student.norm.running_mean = torch.full((3,), 99.0)
-    measure_batch_norms(student, read_dataset(data), Compute(torch.device("cpu"), "fp32"), 2)
+    measure_batch_norms(
+        student, read_dataset(data), CROPPED, Compute(torch.device("cpu"), "fp32"), 2
+    )
     batches = [inputs for inputs, _ in student.seen]
     assert len(batches) == 3  # of 32 among 96 photos
     assert all((domains == 0).sum() == (domains == 1).sum() > 0 for _, domains in student.seen)
@@ -168,6 +171,11 @@ def test_incompatible_runs_are_refused(data: Path, runs: tuple[Path, Path], tmp_
     with pytest.raises(BadConfig, match="one run"):
         averaged(runs[:1], tmp_path / "single")
     assert not any((tmp_path / "mixed").iterdir())
+    whole = Path(shutil.copytree(runs[1], tmp_path / "whole"))
+    config = (whole / CONFIG_NAME).read_text().replace("ink_crop = true", "ink_crop = false")
+    (whole / CONFIG_NAME).write_text(config)
+    with pytest.raises(BadConfig, match="differ in ink crop"):
+        averaged((runs[0], whole), tmp_path / "prepared")
 
 
 def test_runs_with_other_further_images_are_averaged(

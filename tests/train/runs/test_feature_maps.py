@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.preprocess import CROPPED, WHOLE
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import load_pixels
 from sbtk_train.batches.sampler import Batch
@@ -40,7 +41,7 @@ def maps_in(
     folder: Path, student: SbtknetStudent, messages: list[str], size: int = 64
 ) -> FeatureMaps:
     compute = choose_compute("cpu", "fp32")
-    return FeatureMaps(folder, student, "layer4", size, compute, 2, messages.append)
+    return FeatureMaps(folder, student, "layer4", size, CROPPED, compute, 2, messages.append)
 
 
 def test_stages_run_in_two_parts_equal_the_whole_trunk(student: SbtknetStudent) -> None:
@@ -61,7 +62,7 @@ def test_feature_maps_equal_the_frozen_stages_and_are_computed_once(
     maps = maps_in(tmp_path, student, messages)
     kept = maps.of(images.photos[:3], "photo")
     assert kept.shape == (3, 1, 64, 4, 4)
-    photo = load_pixels(images.photos[1], "photo", 64).copy()
+    photo = load_pixels(images.photos[1], "photo", 64, CROPPED).copy()
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = student.eval().feature_map(normalise(pixels), end="layer4")[0]
@@ -90,17 +91,37 @@ def test_feature_maps_of_another_precision_are_not_reused(
     photos, messages = read_dataset(data).photos[:1], list[str]()
     formats = [choose_compute("cpu", name) for name in ("bf16", "fp32")]
     coarse, fine = (
-        FeatureMaps(tmp_path, student, "layer4", 64, compute, 2, messages.append).of(
+        FeatureMaps(tmp_path, student, "layer4", 64, CROPPED, compute, 2, messages.append).of(
             photos, "photo"
         )
         for compute in formats
     )
     assert len(messages) == 2
-    pixels = torch.from_numpy(load_pixels(photos[0], "photo", 64).copy()).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(load_pixels(photos[0], "photo", 64, CROPPED).copy()).permute(2, 0, 1)[
+        None
+    ]
     with torch.inference_mode():
         expected = student.eval().feature_map(normalise(pixels), end="layer4")[0].half()
     np.testing.assert_allclose(fine[0, 0], expected.numpy(), rtol=2e-3, atol=1e-3)
     assert not np.allclose(coarse[0, 0], expected.numpy(), rtol=2e-3, atol=1e-3)
+
+
+def test_feature_maps_of_other_preprocessing_are_not_reused_for_sketches(
+    data: Path, student: SbtknetStudent, tmp_path: Path
+) -> None:
+    images, messages = read_dataset(data), list[str]()
+    compute = choose_compute("cpu", "fp32")
+    cropped, whole = (
+        FeatureMaps(tmp_path, student, "layer4", 64, each, compute, 2, messages.append)
+        for each in (CROPPED, WHOLE)
+    )
+    first = cropped.of(images.sketches[:2], "sketch")
+    second = whole.of(images.sketches[:2], "sketch")
+    assert len(messages) == 2
+    assert not np.array_equal(first, second)
+    for maps in (cropped, whole):
+        maps.of(images.photos[:2], "photo")
+    assert len(messages) == 3, "photos are prepared alike"
 
 
 def test_copies_differ_and_views_of_an_image_are_different_copies(
@@ -133,7 +154,7 @@ def test_embeddings_from_feature_maps_equal_those_from_pixels(
     compute, photos = choose_compute("cpu", "fp32"), read_dataset(data).photos[:2]
     maps = maps_in(tmp_path, student, [], SIZE_PX)
     kept = make_feature_map_embedder(compute, maps)(student, photos, "photo")
-    whole = make_pixel_embedder(compute, 2)(student, photos, "photo")
+    whole = make_pixel_embedder(CROPPED, compute, 2)(student, photos, "photo")
     np.testing.assert_allclose(kept.rows, whole.rows, atol=2e-3)
     np.testing.assert_array_equal(kept.predicted, whole.predicted)
 

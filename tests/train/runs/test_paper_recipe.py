@@ -13,8 +13,17 @@ from safetensors.torch import load_file, save_file
 
 from sbtk_cli.main import main
 from sbtk_export.card import collect_facts
+from sbtk_runtime.preprocess import CROPPED, WHOLE
 from sbtk_train.batches.shards import make_generator
-from sbtk_train.config import SbtknetRecipe, TrainConfig, make_recipe, read_config
+from sbtk_train.config import (
+    CONFIG_NAME,
+    RECIPES,
+    SbtknetRecipe,
+    TrainConfig,
+    make_recipe,
+    parse_setting,
+    read_config,
+)
 from sbtk_train.data import divide, read_dataset
 from sbtk_train.data.splits import Split
 from sbtk_train.models.backbone import build_trunk
@@ -66,6 +75,23 @@ def test_the_hyperparameters_are_those_of_the_paper() -> None:
     assert (found.batches, found.identity, found.knowledge) == ("quadruplets", True, True)
     assert (found.attention, found.refit, found.augment) == (False, False, False)
     assert (found.average_decay, found.head_rate_factor, found.warmup_steps) == (0.0, 1.0, 0)
+    assert found.preprocessing == WHOLE
+
+
+def test_only_the_papers_recipe_shows_whole_sketches() -> None:
+    named = [recipe for recipes in RECIPES.values() for recipe in recipes.values()]
+    assert {recipe.name for recipe in named if not recipe.ink_crop} == {"paper"}
+    assert parse_setting("ink_crop=false").recipe == {"ink_crop": False}
+
+
+def test_a_run_from_before_whole_sketches_has_cropped_ones(tmp_path: Path) -> None:
+    config = TrainConfig("data", "SK-YE", make_recipe("paper", ink_crop=True))
+    config.write(tmp_path)
+    file = tmp_path / CONFIG_NAME
+    lines = file.read_text().splitlines(keepends=True)
+    assert "ink_crop = true\n" in lines
+    file.write_text("".join(line for line in lines if not line.startswith("ink_crop")))
+    assert read_config(tmp_path).recipe.preprocessing == CROPPED
 
 
 @pytest.mark.parametrize("name", ["paper", "sbtk"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.config import choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.context import build_context
@@ -35,7 +36,7 @@ def test_a_run_on_stored_feature_maps_is_refitted_on_the_images(data: Path, tmp_
     assert any(f"{refit['refitted_map']:.4f} refitted" in str(text) for text in messages)
     # The figure is of the student that is kept, at the size that production has.
     division = build_context(config, lambda text: None).division
-    embed = make_pixel_embedder(choose_compute("cpu", "fp32"), 2)
+    embed = make_pixel_embedder(CROPPED, choose_compute("cpu", "fp32"), 2)
     found = score(load_run(folder).student, division.validation, embed)
     assert record["best"]["validation_map"] == pytest.approx(found["mAP@all"], abs=1e-6)
     student = (folder / STUDENT).read_bytes()

@@ -14,6 +14,7 @@ import torch
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file
+from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, make_recipe, read_config
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.runs.checkpoint import STUDENT, load_run, load_state, newest_run
@@ -235,7 +236,7 @@ def test_the_refitted_embedding_is_kept_unless_it_is_worse(data: Path, tmp_path:
     student = load_run(tmp_path / "run").student
     division = build_context(config, lambda text: None).division
     found = score(
-        student, division.validation, make_pixel_embedder(choose_compute("cpu", "fp32"), 2)
+        student, division.validation, make_pixel_embedder(CROPPED, choose_compute("cpu", "fp32"), 2)
     )
     assert found["mAP@all"] == pytest.approx(best, abs=1e-6)
     once = (tmp_path / "run" / STUDENT).read_bytes()

@@ -135,7 +135,7 @@ def test_generated_images_have_distinct_embeddings(bundle: Bundle) -> None:
     engine = engine_onnxruntime.open_cpu(
         EngineRequest(bundle, EngineOptions(precision="fp32", threads=1))
     )
-    images = generate_images()
+    images = generate_images(bundle.preprocessing)
     assert set(images) == set(KINDS)
     rows = np.concatenate([engine.run(pixels, kind) for kind, pixels in images.items()])
     engine.close()

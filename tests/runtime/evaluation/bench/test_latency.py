@@ -28,7 +28,7 @@ from sbtk_runtime.evaluation.bench.speed import (
     measure_speeds,
 )
 from sbtk_runtime.generated_inputs import generate_sketches
-from sbtk_runtime.preprocess import Kind, Pixels
+from sbtk_runtime.preprocess import CROPPED, Kind, Pixels
 from sbtk_train.data import read_dataset
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_data import write_dataset
@@ -247,7 +247,7 @@ def test_the_total_of_an_image_is_the_sum_of_its_stages() -> None:
         kinds.add(kind)
         return np.ones((len(pixels), 4), dtype=np.float32)
 
-    stages = measure_stages(sketches, sketches, engine, len, samples=1)
+    stages = measure_stages(sketches, sketches, engine, len, CROPPED, samples=1)
     for subject in ("sketch", "photo"):
         parts = [s.p50_ms for s in stages if s.subject == subject and s.stage != "total"]
         total = next(s.p50_ms for s in stages if (s.subject, s.stage) == (subject, "total"))
