@@ -114,7 +114,7 @@ def read_fold(options: argparse.Namespace) -> tuple[ImageSet, Division]:
 
 def are_held_out(model: Path | None, classes: Sequence[str]) -> bool:
     """Return whether a bundle (by default the pretrained one) or run never trained on `classes`."""
-    return set(classes) <= set(_training_facts(model).get("validation_classes", []))
+    return set(classes) <= set(training_facts(model).get("validation_classes", []))
 
 
 def require_held_out(model: Path | None, classes: Sequence[str]) -> None:
@@ -125,7 +125,7 @@ def require_held_out(model: Path | None, classes: Sequence[str]) -> None:
 
 def require_no_others(model: Path | None, classes: Sequence[str]) -> None:
     """End the program if a model was also trained on classes that are not among a data set's."""
-    facts = _training_facts(model)
+    facts = training_facts(model)
     unseen = ClassNames(facts.get("unseen_classes", []))
     seen = sum(unseen.find(name) is None for name in classes)
     found = facts["training_classes"]  # in a bundle their number
@@ -134,7 +134,8 @@ def require_no_others(model: Path | None, classes: Sequence[str]) -> None:
         sys.exit(f"{_name(model)} was trained on {count} classes, some from elsewhere than --data")
 
 
-def _training_facts(model: Path | None) -> dict[str, Any]:
+def training_facts(model: Path | None) -> dict[str, Any]:
+    """Return what a bundle's manifest, or a run's record, says of the training."""
     if model is not None and (model / RECORD).is_file():
         return read_json_object(model / RECORD, BadConfig)
     return Bundle.open(model).manifest.training

@@ -3,9 +3,9 @@
     python -m benchmarks.reranking --data sketchy125 --distractors photos1000
 
 Classes are a fold's validation classes and held-out sketches of training classes, never unseen
-ones, unless the model was trained on them. Also reports the rank of the photo that a sketch was
-drawn from. With --strokes and --photos, such as Quick, Draw! and Caltech-101, also clean drawings
-of classes that the data do not have.
+ones; of a model without validation classes, only the latter. Also reports the rank of the very
+photo that a sketch was drawn from. With --strokes and --photos, such as Quick, Draw! and
+Caltech-101, also clean drawings of classes that the data do not have.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from numpy.typing import NDArray
 
 from benchmarks.drawings import (
     add_fold_options,
-    are_held_out,
     bundle_embedder,
-    read_fold,
     require_no_others,
+    training_facts,
 )
 from benchmarks.result import Result, print_result
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.rerank import RERANKS, Rerank, Reranker
-from sbtk_train.data import ImageSet
+from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.more_images import open_class_map
+from sbtk_train.data.splits import open_split
 from sbtk_train.data.stroke_files import Drawing, read_stroke_file
 
 _PHOTOS_PER_CLASS = (1, 5, 10, 25)
 _DRAWINGS_PER_CLASS = 25
+_OWN_RANKS = (1, 10)
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -51,16 +52,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    data, division = read_fold(options)
+    data = read_dataset(options.data)
+    division = own_division(data, options.model, options.split, options.fold)
     embed = bundle_embedder(options.model)
     distractors = embed(sorted(options.distractors.glob("*.jpg")), "photo")
     rows, figures = [], {}
     sets, of_fold = [], ""
-    if are_held_out(options.model, division.validation.classes):
-        sets = [
-            ("validation", division.validation, division.validation),
-            ("training", division.held_out, division.training),
-        ]
+    if division is not None:
+        sets = [("training", division.held_out, division.training)]
+        if division.validation.classes:
+            sets.insert(0, ("validation", division.validation, division.validation))
         of_fold = f"; fold {options.fold} of {options.split}"
     if options.strokes is not None and options.photos is not None:
         require_no_others(options.model, data.classes)
@@ -73,7 +74,7 @@ def main() -> None:
             kept = _first_of_each(searched.photo_labels, count)
             gallery = np.concatenate([photos[kept], distractors])
             labels = np.concatenate([searched.photo_labels[kept], np.full(len(distractors), -1)])
-            own = _own_photo(asked, [searched.photos[row] for row in kept])
+            own = own_photos(asked, [searched.photos[row] for row in kept])
             found = {
                 how: _figures(sketches, asked.sketch_labels, gallery, labels, own, how)
                 for how in RERANKS
@@ -82,16 +83,32 @@ def main() -> None:
             cells = [_cell(value) for how in RERANKS for value in found[how].values()]
             rows.append([name, str(count), *cells])
     columns = ["classes", "photos per class"]
-    columns += [f"{how}: {key}" for how in RERANKS for key in ("mAP@all", "P@10", "own R@10")]
+    names = ("mAP@all", "P@10", *(f"own R@{count}" for count in _OWN_RANKS))
+    columns += [f"{how}: {key}" for how in RERANKS for key in names]
     notes = [
         f"{len(distractors):,} distractors{of_fold}",
-        "own R@10: share of sketches whose own photo, if in the gallery, is among the first ten",
+        "own R@k: share of sketches whose own photo, if in the gallery, is among the first k",
     ]
     print_result(
         Result("Re-ranking by photos of a class", columns, rows, figures, notes),
         "benchmarks.reranking",
         as_json=options.json,
     )
+
+
+def own_division(data: ImageSet, model: Path | None, split: str, fold: int) -> Division | None:
+    """Return the division that a bundle or run was trained by; `None` if it was another one."""
+    facts = training_facts(model)
+    validation = facts.get("validation_classes", [])
+    division = divide(
+        data, open_split(split, data.classes), seed=fold, validation_classes=len(validation)
+    )
+    is_own = (
+        list(division.validation.classes) == sorted(validation)
+        and facts.get("division_seed", 0) == fold
+        and facts["split"]["name"] == split
+    )
+    return division if is_own else None
 
 
 def clean_drawings(strokes: Path, photos: Path, known: Sequence[str]) -> ImageSet:
@@ -122,12 +139,18 @@ def _figures(
 ) -> dict[str, float]:
     found = evaluate(sketches, labels, gallery, gallery_labels, rerank=how).summary()
     asked = np.flatnonzero(own >= 0)
-    if not len(asked):
-        return {"map": found["mAP@all"], "p10": found["P@10"], "own": math.nan}
-    scores = Reranker(gallery, how).scores(sketches[asked])
-    own_score = scores[np.arange(len(asked)), own[asked]]
-    ranks = (scores > own_score[:, None]).sum(axis=1) + 1
-    return {"map": found["mAP@all"], "p10": found["P@10"], "own": float((ranks <= 10).mean())}
+    shares = {f"own_r{count}": math.nan for count in _OWN_RANKS}
+    if len(asked):
+        ranks = own_ranks(Reranker(gallery, how).scores(sketches[asked]), own[asked])
+        shares = {f"own_r{count}": float((ranks <= count).mean()) for count in _OWN_RANKS}
+    return {"map": found["mAP@all"], "p10": found["P@10"]} | shares
+
+
+def own_ranks(scores: Rows, own: Labels) -> Labels:
+    """Return the rank `(N,)`, from 1, of photo `own (N,)` in each row of `scores (N, P)`."""
+    own_scores = scores[np.arange(len(own)), own]
+    ranks: Labels = (scores > own_scores[:, None]).sum(axis=1) + 1
+    return ranks
 
 
 def _cell(value: float) -> str:
@@ -139,8 +162,11 @@ def _first_of_each(labels: Labels, count: int) -> Labels:
     return np.concatenate(rows)
 
 
-def _own_photo(asked: ImageSet, photos: list[Path]) -> Labels:
-    """Return the index of each sketch's photo, `<id>.jpg` of `<id>-<k>.png`; -1 if missing."""
+def own_photos(asked: ImageSet, photos: Sequence[Path]) -> Labels:
+    """Return the index in `photos` of the photo that each sketch was drawn from; -1 if missing.
+
+    In Sketchy, `<id>-<k>.png` is the k-th sketch of `<id>.jpg` of the same class.
+    """
     place = {(photo.parent.name, photo.stem): number for number, photo in enumerate(photos)}
     return np.array(
         [
