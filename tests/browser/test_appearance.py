@@ -48,70 +48,87 @@ def test_axe_finds_no_serious_violation(browser: Browser, server: ServeProcess) 
         assert violations(visit) == []
 
 
-@pytest.mark.parametrize("screen", SCREENS)
-def test_the_page_fits_the_screen(browser: Browser, server: ServeProcess, screen: str) -> None:
-    width, height = SCREENS[screen]
+@pytest.mark.parametrize("opened", ["phone", "laptop"])
+def test_the_page_fits_the_screen(browser: Browser, server: ServeProcess, opened: str) -> None:
+    """The page is opened on one screen, and turned or resized to the others."""
+    width, height = SCREENS[opened]
     with Visit(browser, server.origin, viewport={"width": width, "height": height}) as visit:
         visit.open()
-        visit.wait_for_recent()
-        assert visit.fits()
-        # Examples and photos fill the page before anything is drawn.
-        list_bottom = "list => list.getBoundingClientRect().bottom"
-        assert visit.page.eval_on_selector("#hits", list_bottom) > height
-        example = visit.page.locator(".example").first.bounding_box()
-        assert example is not None and example["y"] < height
-        with visit.new_hits():
-            visit.stroke(ROOF)
-        assert visit.fits()
-        canvas = visit.page.locator("#input-layer").bounding_box()
-        assert canvas is not None
-        assert canvas["width"] == pytest.approx(canvas["height"], abs=1)
-        assert canvas["width"] > 0.35 * min(width, height)
-        assert canvas["y"] + canvas["height"] < height
-        first = visit.page.locator("#hits li.photo").first.bounding_box()
-        assert first is not None and first["width"] > 90
-        # The first hits are visible without scrolling.
-        assert first["y"] < height - 40
+        for screen in (opened, *SCREENS):
+            _assert_page_fits(visit, *SCREENS[screen])
 
 
-@pytest.mark.parametrize(
-    "screen",
-    ["tablet", "tablet in portrait", "phone in landscape", "small phone in landscape"],
-)
-def test_a_zoomed_photo_fills_the_viewer(
-    browser: Browser, server: ServeProcess, photos: Path, screen: str
-) -> None:
-    width, height = SCREENS[screen]
-    with Visit(browser, server.origin, viewport={"width": width, "height": height}) as visit:
-        visit.open()
-        visit.page.get_by_label("Folder").select_option(str(photos / "places"))
-        visit.page.get_by_role("link", name="china.jpg").click()
-        dialog = visit.page.get_by_role("dialog", name="china.jpg")
-        for name in ("Zoom in", "More like this", "Close"):
-            box = _box(dialog.get_by_role("button", name=name, exact=True))
-            assert box[0] >= 0 and box[1] >= 0
-            assert box[0] + box[2] <= width and box[1] + box[3] <= height
-        stage = _box(visit.page.locator("#viewer-stage"))
-        middle = (stage[0] + stage[2] / 2, stage[1] + stage[3] / 2)
-        for _ in range(3):
-            visit.page.keyboard.press("+")
-            for corner in ((1, 1), (width - 1, height - 1)):
-                for _ in range(4):
-                    visit.page.mouse.move(*middle)
-                    visit.page.mouse.down()
-                    visit.page.mouse.move(*corner)
-                    visit.page.mouse.up()
-                photo = photo_box(visit, "#viewer-image")
-                for axis in (0, 1):
-                    _assert_fills(photo[axis::2], stage[axis::2])
-        # The button is seen on any photo.
-        close = dialog.get_by_role("button", name="Close")
-        x, y, wide, high = _box(close)
-        if x < stage[0] + stage[2] and y < stage[1] + stage[3]:
-            behind = close.evaluate("button => getComputedStyle(button).backgroundColor")
-            assert behind not in ("transparent", "rgba(0, 0, 0, 0)")
-        visit.page.mouse.click(x + wide / 2, y + high / 2)
-        visit.page.locator("dialog[open]").wait_for(state="detached")
+def _assert_page_fits(visit: Visit, width: int, height: int) -> None:
+    """Assert that the page fits before anything is drawn, and with a sketch."""
+    visit.page.set_viewport_size({"width": width, "height": height})
+    visit.wait_for_recent()
+    assert visit.fits()
+    # Examples and photos fill the page before anything is drawn.
+    list_bottom = "list => list.getBoundingClientRect().bottom"
+    assert visit.page.eval_on_selector("#hits", list_bottom) > height
+    example = visit.page.locator(".example").first.bounding_box()
+    assert example is not None and example["y"] < height
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    assert visit.fits()
+    canvas = visit.page.locator("#input-layer").bounding_box()
+    assert canvas is not None
+    assert canvas["width"] == pytest.approx(canvas["height"], abs=1)
+    assert canvas["width"] > 0.35 * min(width, height)
+    assert canvas["y"] + canvas["height"] < height
+    first = visit.page.locator("#hits li.photo").first.bounding_box()
+    assert first is not None and first["width"] > 90
+    # The first hits are visible without scrolling.
+    assert first["y"] < height - 40
+    with visit.new_hits():
+        visit.page.keyboard.press("Control+z")
+
+
+def test_a_zoomed_photo_fills_the_viewer(visit: Visit, photos: Path) -> None:
+    visit.page.get_by_label("Folder").select_option(str(photos / "places"))
+    link = visit.page.get_by_role("link", name="china.jpg")
+    for screen in (
+        "tablet",
+        "tablet in portrait",
+        "phone in landscape",
+        "small phone in landscape",
+    ):
+        width, height = SCREENS[screen]
+        visit.page.set_viewport_size({"width": width, "height": height})
+        link.click()
+        _assert_zoomed_photo_fills(visit, width, height)
+
+
+def _assert_zoomed_photo_fills(visit: Visit, width: int, height: int) -> None:
+    """Assert that a zoomed photo fills the viewer wherever it is dragged, and close it."""
+    dialog = visit.page.get_by_role("dialog", name="china.jpg")
+    without_scrollbar = visit.page.evaluate("document.body.clientWidth")
+    names = ("Zoom in", "More like this", "Close")
+    for part in (dialog, *(dialog.get_by_role("button", name=name, exact=True) for name in names)):
+        box = _box(part)
+        assert box[0] >= 0 and box[1] >= 0
+        assert box[0] + box[2] <= without_scrollbar and box[1] + box[3] <= height
+    stage = _box(visit.page.locator("#viewer-stage"))
+    middle = (stage[0] + stage[2] / 2, stage[1] + stage[3] / 2)
+    for _ in range(3):
+        visit.page.keyboard.press("+")
+        for corner in ((1, 1), (width - 1, height - 1)):
+            for _ in range(4):
+                visit.page.mouse.move(*middle)
+                visit.page.mouse.down()
+                visit.page.mouse.move(*corner)
+                visit.page.mouse.up()
+            photo = photo_box(visit, "#viewer-image")
+            for axis in (0, 1):
+                _assert_fills(photo[axis::2], stage[axis::2])
+    # The button is seen on any photo.
+    close = dialog.get_by_role("button", name="Close")
+    x, y, wide, high = _box(close)
+    if x < stage[0] + stage[2] and y < stage[1] + stage[3]:
+        behind = close.evaluate("button => getComputedStyle(button).backgroundColor")
+        assert behind not in ("transparent", "rgba(0, 0, 0, 0)")
+    visit.page.mouse.click(x + wide / 2, y + high / 2)
+    visit.page.locator("dialog[open]").wait_for(state="detached")
 
 
 def _box(item: Locator) -> tuple[float, float, float, float]:
@@ -155,7 +172,7 @@ def test_the_theme_follows_the_system_or_the_button(browser: Browser, server: Se
         visit.page.get_by_role("status").filter(has_text="Theme: dark.").wait_for()
 
 
-def test_injected_scripts_do_not_run(visit: Visit) -> None:
+def test_injected_scripts_and_requests_to_other_origins_are_blocked(visit: Visit) -> None:
     _record_violations(visit)
     visit.page.evaluate(
         """() => {
@@ -168,19 +185,18 @@ def test_injected_scripts_do_not_run(visit: Visit) -> None:
     visit.page.locator("body > p", has_text="x").last.dispatch_event("click")
     assert visit.page.title() == "sbtk: search photos by sketch"
     visit.wait_until("() => window.blocked.filter((name) => name.startsWith('script')).length >= 2")
-
-
-def test_requests_to_other_origins_are_blocked(visit: Visit) -> None:
-    _record_violations(visit)
     fetched = "fetch('http://127.0.0.1:9/').then(() => 'loaded', () => 'blocked')"
     assert visit.page.evaluate(fetched) == "blocked"
     visit.wait_until("() => window.blocked.includes('connect-src')")
 
 
-def test_the_api_reference_makes_no_requests_to_other_origins(visit: Visit) -> None:
-    visit.page.goto(f"{visit.origin}/docs")
-    visit.page.get_by_text("/v1/query").first.wait_for()
-    visit.page.wait_for_load_state("networkidle")
+def test_the_api_reference_makes_no_requests_to_other_origins(
+    browser: Browser, server: ServeProcess
+) -> None:
+    with Visit(browser, server.origin) as visit:
+        visit.page.goto(f"{visit.origin}/docs")
+        visit.page.get_by_text("/v1/query").first.wait_for()
+        visit.page.wait_for_load_state("networkidle")
 
 
 def _record_violations(visit: Visit) -> None:

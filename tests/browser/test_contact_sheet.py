@@ -25,10 +25,10 @@ _LAID_OUT = """() => [
 ]"""
 
 
-@pytest.fixture
-def sheet(gallery: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sheet(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the contact sheet of a sketch's first 40 hits."""
-    path = tmp_path / "sheet.html"
+    path = tmp_path_factory.mktemp("sheet") / "sheet.html"
     words = ["query", str(SKETCH), "-k", "40", "--gallery", str(gallery), "--html", str(path)]
     assert main([*words, "--engine", "onnxruntime", "--threads", "1", "--quiet"]) == 0
     return path
