@@ -113,7 +113,7 @@ def embedder(
 ) -> Iterator[Embedder]:
     """A tiny model, as wide as the test file's DIM and with codes of its BITS, if it has them."""
     from sbtk_runtime.embedding.embedder import Embedder
-    from tests.tiny_codes import tiny_code_bundle
+    from tests.tiny_gallery import tiny_code_bundle
 
     dim, bits = (getattr(request.module, name, None) for name in ("DIM", "BITS"))
     folder = tmp_path_factory.mktemp("bundle")

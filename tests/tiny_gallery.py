@@ -1,4 +1,4 @@
-"""Galleries for tests: made of given embeddings, or of photos by a tiny model, and compared."""
+"""Galleries for tests: of given embeddings or codes, or of photos by a tiny model, and compared."""
 
 from __future__ import annotations
 
@@ -14,17 +14,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_runtime.binary_codes import Codes, Itq, fit_itq
+from sbtk_runtime.bundle import itq_name
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.gallery.catalogue import Embedding, Origin
-from sbtk_runtime.gallery.folder import CODES_PREFIX, VECTORS_NAME
+from sbtk_runtime.gallery.folder import CODES_PREFIX, VECTORS_NAME, open_rows
 from sbtk_runtime.gallery.publish import update_graph
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.sign_codes import update_codes
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.writer import Catalogue
-from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
+from sbtk_runtime.manifest import (
+    FileRecord,
+    GalleryManifest,
+    read_bundle_manifest,
+    read_gallery_manifest,
+)
 from sbtk_runtime.preprocess import PREPROCESSING
+from tests.tiny import tiny_bundle
 
 
 def unit_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
@@ -148,6 +157,8 @@ CREATE TABLE failures (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS roots (path BLOB PRIMARY KEY) WITHOUT ROWID;
 """
+
+
 _OLD_COLUMNS = {
     "facts": "*",
     "photos": "id, added_in, removed_in, path, size_bytes, mtime_ns, sha256, row",
@@ -170,3 +181,66 @@ def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_gallery"])
     return context
+
+
+def tiny_itq(dim: int, bits: int, seed: int = 0) -> Itq:
+    """Return an ITQ of random rows."""
+    return fit_itq(unit_rows(300, dim, seed), bits, iterations=5)
+
+
+def tiny_code_bundle(folder: Path, *bits: int, dim: int = 16, itq_seed: int = 0) -> Path:
+    """Return the tiny bundle with an ITQ for each of `bits`; other seeds give other ITQs."""
+    tiny_bundle(folder, dim)
+    manifest = read_bundle_manifest(folder)
+    files = dict(manifest.files)
+    for length in bits:
+        path = folder / itq_name(length)
+        path.write_bytes(tiny_itq(dim, length, itq_seed).to_bytes())
+        files[path.name] = FileRecord(sha256_of_file(path), path.stat().st_size)
+    replace(manifest, files=files).write(folder)
+    return folder
+
+
+def code_gallery_of(
+    folder: Path,
+    codes: Codes,
+    itq: Itq,
+    *,
+    commit_every: int = 25,
+    is_old: bool = False,
+    changed: int = 0,
+) -> GalleryManifest:
+    """Make a binary gallery of generation 1 that holds the given codes; ids start with 1.
+
+    The first `changed` photos have other bytes than in a gallery in which none are.
+    """
+    folder.mkdir()
+    origin = Origin("made-up@0123456789ab", "fp32", itq.dim, PREPROCESSING, itq.bits)
+    with Catalogue(folder, 1) as catalogue:
+        catalogue.claim(origin, itq)
+        shards = open_rows(folder, itq.dim, itq.bits)
+        batches = [
+            batch
+            for first in range(0, len(codes), commit_every)
+            for batch in shards.append_bytes(first, codes[first : first + commit_every])
+        ]
+        contents = [("01" if i < changed else "00") * 32 for i in range(len(codes))]
+        photos = [
+            Embedding(photo_path(i), 1000 + i, i, sha256, i) for i, sha256 in enumerate(contents)
+        ]
+        catalogue.commit(photos, [], batches)
+        snapshot = None if is_old else catalogue.write_snapshot()
+    manifest = GalleryManifest(
+        generation=1,
+        model_id=origin.model_id,
+        precision=origin.precision,
+        dim=origin.dim,
+        preprocessing=PREPROCESSING,
+        live=len(codes),
+        bits=itq.bits,
+        snapshot=snapshot,
+    )
+    manifest.write(folder)
+    if is_old:
+        make_old(folder)
+    return manifest

@@ -10,7 +10,7 @@ import pytest
 
 from sbtk_cli.main import main
 from sbtk_runtime.bundle import Bundle
-from tests.tiny_codes import tiny_code_bundle
+from tests.tiny_gallery import tiny_code_bundle
 
 INDEX = ["index", "photos", "--model", "coded", "--threads", "1"]
 

@@ -38,8 +38,7 @@ from sbtk_train.config import make_recipe
 from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.runs.checkpoint import TrainedRun
 from tests.tiny import write_photos, write_sketch
-from tests.tiny_dsn import telling, tiny_dsn_student
-from tests.tiny_student import fitted
+from tests.tiny_student import fitted, telling, tiny_dsn_student
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,7 @@ from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import write_photos
-from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import unit_rows
+from tests.tiny_gallery import code_gallery_of, tiny_itq, unit_rows
 
 COUNT, DIM, BITS = 200, 32, 16
 CODE_BYTES = BITS // 8

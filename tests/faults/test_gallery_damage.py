@@ -19,8 +19,7 @@ from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.gallery import gallery as reading
 from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.gallery import Answer, Gallery
-from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import gallery_of, unit_rows
+from tests.tiny_gallery import code_gallery_of, gallery_of, tiny_itq, unit_rows
 
 pytestmark = pytest.mark.slow
 

@@ -24,8 +24,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import GalleryManifest, read_gallery_manifest
 from tests.tiny import tiny_photo, write_photos
-from tests.tiny_codes import tiny_code_bundle
-from tests.tiny_gallery import contents, index, processes
+from tests.tiny_gallery import contents, index, processes, tiny_code_bundle
 
 pytestmark = pytest.mark.kill
 

@@ -11,7 +11,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.manifest import FileRecord, read_bundle_manifest
-from tests.tiny_codes import tiny_code_bundle, tiny_itq
+from tests.tiny_gallery import tiny_code_bundle, tiny_itq
 
 
 @pytest.fixture

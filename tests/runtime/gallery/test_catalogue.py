@@ -20,7 +20,7 @@ from sbtk_runtime.gallery.schema import (
     catalogue_errors,
 )
 from sbtk_runtime.gallery.writer import Catalogue
-from tests.tiny_codes import tiny_itq
+from tests.tiny_gallery import tiny_itq
 
 ORIGIN = Origin("tiny@0123456789ab", "fp32", 16, "sbtk-1")
 

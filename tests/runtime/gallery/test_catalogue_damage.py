@@ -27,8 +27,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from tests.tiny import write_photos
-from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import unit_rows
+from tests.tiny_gallery import code_gallery_of, tiny_itq, unit_rows
 
 COUNT, DIM = 12, 16
 FLIPS = 60

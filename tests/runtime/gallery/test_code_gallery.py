@@ -22,8 +22,14 @@ from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
-from tests.tiny_codes import code_gallery_of, tiny_code_bundle, tiny_itq
-from tests.tiny_gallery import gallery_of, photo_path, unit_rows
+from tests.tiny_gallery import (
+    code_gallery_of,
+    gallery_of,
+    photo_path,
+    tiny_code_bundle,
+    tiny_itq,
+    unit_rows,
+)
 
 COUNT, DIM, BITS = 300, 64, 64
 

@@ -13,8 +13,7 @@ from sbtk_runtime.gallery import rows as module
 from sbtk_runtime.gallery import rows as shards
 from sbtk_runtime.gallery.hits import hamming_search
 from sbtk_runtime.gallery.rows import CodeShards, codes_of
-from tests.tiny_codes import tiny_itq
-from tests.tiny_gallery import unit_rows
+from tests.tiny_gallery import tiny_itq, unit_rows
 
 
 def random_codes(count: int, bits: int, seed: int = 0) -> Codes:

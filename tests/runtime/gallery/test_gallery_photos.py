@@ -12,8 +12,7 @@ from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.gallery.folder import VECTORS_NAME
 from sbtk_runtime.gallery.gallery import Gallery
 from tests.tiny import tiny_bundle, write_photos
-from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import gallery_of, index, photo_path, unit_rows
+from tests.tiny_gallery import code_gallery_of, gallery_of, index, photo_path, tiny_itq, unit_rows
 
 COUNT, DIM = 60, 16
 

@@ -17,8 +17,7 @@ from sbtk_runtime.gallery.gallery import Gallery, Hit
 from sbtk_runtime.gallery.hits import has_no_close_match, mark_matches
 from sbtk_runtime.manifest import MatchRule, read_bundle_manifest
 from tests.tiny import tiny_bundle, write_photos, write_sketch
-from tests.tiny_codes import tiny_code_bundle
-from tests.tiny_gallery import gallery_of, index, unit_rows
+from tests.tiny_gallery import gallery_of, index, tiny_code_bundle, unit_rows
 
 #: Among 300 photos, close from a cosine of 0.3.
 RULE = MatchRule(0.3 - 0.1 * float(np.log10(300)), 0.1)

@@ -20,8 +20,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import PhotoShard, read_gallery_manifest
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
-from tests.tiny_codes import tiny_code_bundle
-from tests.tiny_gallery import contents, gallery_of, unit_rows
+from tests.tiny_gallery import contents, gallery_of, tiny_code_bundle, unit_rows
 
 
 class Killed(Exception):

@@ -29,8 +29,7 @@ from sbtk_runtime.manifest import PhotoShard
 from tests.milvus_server import LiteServer, MilvusServer
 from tests.runtime.gallery.test_dates import IN_MAY, MAY, write_dated
 from tests.tiny import tiny_bundle, tiny_photo
-from tests.tiny_codes import tiny_code_bundle
-from tests.tiny_gallery import gallery_of, unit_rows
+from tests.tiny_gallery import gallery_of, tiny_code_bundle, unit_rows
 from tests.tiny_remote import Server, hits_of, push, write_tree
 
 COUNT, DIM = 60, 16

@@ -22,8 +22,7 @@ from sbtk_runtime.gallery.remote import EXACT_BELOW, RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.generated_inputs import clustered_vectors
 from tests.postgres_server import PASSWORD, PostgresServer
-from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import gallery_of
+from tests.tiny_gallery import code_gallery_of, gallery_of, tiny_itq
 from tests.tiny_remote import POSTGRES, Server, server_fixture
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,7 @@ from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.preprocess import KINDS
 from sbtk_runtime.rerank import AUTO_FROM, CANDIDATES, Rerank, Reranker
-from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import gallery_of, unit_rows
+from tests.tiny_gallery import code_gallery_of, gallery_of, tiny_itq, unit_rows
 
 DIM = 16
 WAYS: list[Rerank] = ["expand", "diffusion"]

@@ -27,8 +27,7 @@ from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.generated_inputs import clustered_vectors
 from sbtk_runtime.manifest import CodesRecord, read_gallery_manifest
 from tests.tiny import write_photos
-from tests.tiny_codes import code_gallery_of, tiny_itq
-from tests.tiny_gallery import gallery_of, make_old, unit_rows
+from tests.tiny_gallery import code_gallery_of, gallery_of, make_old, tiny_itq, unit_rows
 
 COUNT, DIM = 600, 24
 QUERY = unit_rows(1, DIM, seed=9)[0]

@@ -19,8 +19,7 @@ from sbtk_train.data import Division, ImageSet, read_dataset, select_classes
 from sbtk_train.data.more_images import ClassMap, append_images, read_more
 from sbtk_train.data.splits import Split
 from sbtk_train.data.stroke_files import Drawing
-from tests.tiny_data import write_dataset
-from tests.tiny_strokes import polygon, write_strokes
+from tests.tiny_data import polygon, write_dataset, write_strokes
 
 
 @pytest.fixture(scope="module")

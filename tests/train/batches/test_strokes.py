@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.batches.strokes import render, render_varied, simplify, trace, vary
 from sbtk_train.data.stroke_files import Strokes
-from tests.tiny_strokes import polygon
+from tests.tiny_data import polygon
 
 
 def strokes(*corners: int) -> Strokes:

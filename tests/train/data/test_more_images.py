@@ -16,8 +16,7 @@ from sbtk_train.data.more_images import (
 )
 from sbtk_train.data.splits import Split, open_split, split_names
 from sbtk_train.data.stroke_files import Drawing
-from tests.tiny_data import write_dataset
-from tests.tiny_strokes import polygon, write_strokes
+from tests.tiny_data import polygon, write_dataset, write_strokes
 
 SPLIT = Split("own", ("fence",))
 

@@ -8,7 +8,7 @@ import pytest
 
 from sbtk_runtime.errors import BadData
 from sbtk_train.data.stroke_files import read_stroke_file
-from tests.tiny_strokes import polygon, write_strokes
+from tests.tiny_data import polygon, write_strokes
 
 LINE = [(0.0, 0.0), (255.0, 255.0)]
 

@@ -18,8 +18,7 @@ from sbtk_train.models.eager import (
     make_product_run,
     make_random_student,
 )
-from tests.tiny_dsn import tiny_dsn_student
-from tests.tiny_student import tiny_student
+from tests.tiny_student import tiny_dsn_student, tiny_student
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,7 @@ from sbtk_train.models.teacher import make_stand_in_label, read_imagenet_synsets
 from sbtk_train.models.weights_file import choose_backbone, find_weights
 from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.runs.context import TrainingContext, build_context
-from tests.tiny_data import write_dataset
-from tests.tiny_strokes import polygon, write_strokes
+from tests.tiny_data import polygon, write_dataset, write_strokes
 
 pytestmark = pytest.mark.usefixtures("narrow_resnet18")
 

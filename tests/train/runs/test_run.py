@@ -22,8 +22,7 @@ from sbtk_train.runs.context import build_context
 from sbtk_train.runs.evaluate import make_pixel_embedder, score
 from sbtk_train.runs.loop import Trainer, TrainingDiverged
 from sbtk_train.runs.run import new_run_folder, train
-from tests.tiny_data import write_dataset
-from tests.tiny_strokes import polygon, write_strokes
+from tests.tiny_data import polygon, write_dataset, write_strokes
 
 
 def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:

@@ -37,8 +37,7 @@ from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import Student
 from tests.saturation import can_saturate, saturating_product
 from tests.tiny import tiny_model
-from tests.tiny_dsn import tiny_dsn_student
-from tests.tiny_student import tiny_student
+from tests.tiny_student import tiny_dsn_student, tiny_student
 
 KINDS: tuple[ProductKind, ...] = ("int8", "fp32")
 SIZES = (32, 64)
