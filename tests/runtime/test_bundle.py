@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,11 @@ from sbtk_runtime.bundle import (
     pretrained_folder,
 )
 from sbtk_runtime.errors import BadModel
-from sbtk_runtime.manifest import read_bundle_manifest
+from sbtk_runtime.files import sha256_of_file
+from sbtk_runtime.manifest import FileRecord, read_bundle_manifest
 from sbtk_runtime.onnx_file import check_onnx
 from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
+from tests.tiny_gallery import tiny_code_bundle, tiny_itq
 
 
 @pytest.fixture
@@ -309,3 +312,65 @@ def test_galleries_and_files_are_not_mistaken_for_bundles(folder: Path, tmp_path
         (tmp_path / "gallery.sbtk" / name).write_bytes(b"{}")
     with pytest.raises(BadModel, match=r"gallery\.sbtk is a gallery, not a model bundle"):
         Bundle.open(tmp_path / "gallery.sbtk")
+
+
+@pytest.fixture
+def coded(tmp_path: Path) -> Path:
+    return tiny_code_bundle(tmp_path / "coded", 16, 8)
+
+
+def put(folder: Path, name: str, content: bytes) -> None:
+    """Put a file into a bundle that its manifest vouches for."""
+    path = folder / name
+    path.write_bytes(content)
+    manifest = read_bundle_manifest(folder)
+    record = FileRecord(sha256_of_file(path), path.stat().st_size)
+    replace(manifest, files=manifest.files | {name: record}).write(folder)
+
+
+def test_code_lengths_are_sorted_and_their_files_read(coded: Path) -> None:
+    bundle = Bundle.open(coded)
+    bundle.verify()
+    assert bundle.bits == (8, 16)
+    assert bundle.itq(16).to_bytes() == (coded / "itq16.npz").read_bytes()
+
+
+def test_a_changed_file_is_refused(coded: Path) -> None:
+    data = bytearray((coded / "itq16.npz").read_bytes())
+    data[200] ^= 1
+    (coded / "itq16.npz").write_bytes(data)
+    for ask in (Bundle.open(coded).verify, lambda: Bundle.open(coded).itq(16)):
+        with pytest.raises(BadModel, match=r"itq16\.npz is damaged or was changed"):
+            ask()
+    assert Bundle.open(coded).itq(8).bits == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiny_itq(16, 8).to_bytes(), "makes 8 bits of 16 dimensions"),
+        (tiny_itq(32, 16).to_bytes(), "makes 16 bits of 32 dimensions"),
+        (b"no zip", "cannot be read"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(coded: Path, content: bytes, message: str) -> None:
+    put(coded, "itq16.npz", content)
+    with pytest.raises(BadModel, match=message):
+        Bundle.open(coded).itq(16)
+    with pytest.raises(BadModel, match=message):
+        Bundle.open(coded).verify()
+
+
+def test_a_file_without_a_recorded_hash_makes_no_codes(coded: Path) -> None:
+    (coded / "itq24.npz").write_bytes(tiny_itq(16, 8).to_bytes())
+    bundle = Bundle.open(coded)
+    assert bundle.bits == (8, 16)
+    with pytest.raises(BadModel, match=r"itq24\.npz is not in the bundle's manifest"):
+        bundle.verify()
+
+
+@pytest.mark.parametrize("name", ["itq.npz", "itq08.npz", "itq8.NPZ", "xitq8.npz", "itq8.npz.bak"])
+def test_other_file_names_are_not_code_lengths(tmp_path: Path, name: str) -> None:
+    folder = tiny_code_bundle(tmp_path / "coded", 16)
+    put(folder, name, b"something")
+    assert Bundle.open(folder).bits == (16,)
