@@ -34,6 +34,7 @@ from sbtk_train.runs.checkpoint import LAST
 from sbtk_train.runs.loop import Trainer
 from sbtk_train.runs.run import train
 from tests.narrow_resnet import NarrowResNet
+from tests.tiny_data import quick_config
 
 CONFIGS: dict[str, Callable[[Path], TrainConfig]] = {
     "quadruplet": lambda data: config(data, "sbtknet", "paper", quadruplets=3),
@@ -65,20 +66,8 @@ def config(data: Path, method: Method, name: str, **knobs: Any) -> TrainConfig:
     common: dict[str, Any] = {"epochs": 1, "train_size_px": 32, "learning_rate": 1e-6}
     if method == "sbtknet":
         common |= {"knowledge": False, "final_epochs": 0}
-    return TrainConfig(
-        data=str(data),
-        split="SK-YE",
-        method=method,
-        recipe=make_recipe(name, method, **(common | knobs)),
-        backbone="resnet18",
-        dim=8,
-        validation_classes=2,
-        precision="fp32",
-        device="cpu",
-        workers=1,
-        threads=1,
-        checkpoint_minutes=1000.0,
-    )
+    recipe = make_recipe(name, method, **(common | knobs))
+    return quick_config(data, recipe, method=method, workers=1, checkpoint_minutes=1000.0)
 
 
 def run(

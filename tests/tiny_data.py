@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from sbtk_train.config import Recipe, TrainConfig
 
 CLASSES = ("arch", "ball", "crate", "disc", "easel", "fence")
 
@@ -50,6 +53,22 @@ def polygon(corners: int, turn: float = 0.0) -> list[tuple[float, float]]:
     """Return a closed polygon around the middle of 0..255."""
     angles = turn + 2 * np.pi * np.arange(corners + 1) / corners
     return [(128 + 100 * float(np.cos(a)), 128 + 100 * float(np.sin(a))) for a in angles]
+
+
+def quick_config(data: Path, recipe: Recipe, **changes: Any) -> TrainConfig:
+    """Return the configuration of a run of seconds, on one thread of the CPU."""
+    from sbtk_train.config import TrainConfig
+
+    values: dict[str, Any] = {
+        "backbone": "resnet18",
+        "dim": 8,
+        "validation_classes": 2,
+        "precision": "fp32",
+        "device": "cpu",
+        "workers": 2,
+        "threads": 1,
+    }
+    return TrainConfig(str(data), "SK-YE", recipe, **(values | changes))
 
 
 def _image(label: int, number: int, *, is_sketch: bool) -> Image.Image:

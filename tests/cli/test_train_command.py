@@ -22,7 +22,6 @@ from sbtk_cli.train import merge_resumed_config, stop_on_signal
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT
-from tests.tiny_data import write_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 
@@ -54,11 +53,6 @@ def sbtk(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         patch.setenv("SBTK_DATA", "")
         code = main(words)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 def test_train_ends_with_the_run_folder_and_the_next_command(data: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import pytest
 from sbtk_cli.main import main
 from sbtk_runtime.files import sha256_of_file
 from sbtk_train.config import CONFIG_NAME, read_config
-from tests.tiny_data import write_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 
@@ -19,11 +18,6 @@ TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --no-refit --quiet
 """.split()  # noqa: SIM905
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 def test_a_resolved_configuration_trains_the_same_run_again(data: Path, tmp_path: Path) -> None:

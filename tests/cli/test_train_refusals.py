@@ -9,17 +9,11 @@ import pytest
 from sbtk_cli.main import main
 from sbtk_train.config import read_config
 from sbtk_train.runs.checkpoint import LAST, STUDENT
-from tests.tiny_data import write_dataset
 
 TINY = """
     --weights none --backbone resnet18 --size 32 --final-epochs 0 --quadruplets 2 --dim 8
     --validation-classes 2 --precision fp32 --threads 1 --seed 3 --no-knowledge --epochs 1 --quiet
 """.split()  # noqa: SIM905
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("option", ["--split", "--classes"])

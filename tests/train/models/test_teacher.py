@@ -19,7 +19,7 @@ from sbtk_train.models.teacher import make_stand_in_label, read_imagenet_synsets
 from sbtk_train.models.weights_file import choose_backbone, find_weights
 from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.runs.context import TrainingContext, build_context
-from tests.tiny_data import polygon, write_dataset, write_strokes
+from tests.tiny_data import polygon, quick_config, write_dataset, write_strokes
 
 pytestmark = pytest.mark.usefixtures("narrow_resnet18")
 
@@ -35,19 +35,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory, narrow_resnet18: None) -> 
 
 
 def config(data: Path, weights: Path | None, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "data": str(data),
-        "split": "SK-YE",
-        "recipe": make_recipe("sbtk"),
-        "backbone": "resnet18",
-        "weights": "" if weights is None else str(weights),
-        "dim": 8,
-        "validation_classes": 2,
-        "precision": "fp32",
-        "device": "cpu",
-        "threads": 1,
-    }
-    return TrainConfig(**(values | changes))
+    named = "" if weights is None else str(weights)
+    return quick_config(data, make_recipe("sbtk"), **({"weights": named} | changes))
 
 
 def labels_of(context: TrainingContext) -> Tensor:

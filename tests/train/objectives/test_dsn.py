@@ -26,7 +26,7 @@ from sbtk_train.progress import StepDone
 from sbtk_train.runs.checkpoint import load_run, load_state
 from sbtk_train.runs.context import build_context
 from sbtk_train.runs.run import train
-from tests.tiny_data import write_dataset
+from tests.tiny_data import quick_config
 
 pytestmark = pytest.mark.usefixtures("narrow_resnet18")
 
@@ -232,35 +232,20 @@ def tiny_config(
     kd_weight: float = 1.0,
     **options: Any,
 ) -> TrainConfig:
-    values: dict[str, Any] = {"dim": 8, "weights": "" if weights is None else str(weights)}
-    return TrainConfig(
-        data=str(data),
-        split="SK-YE",
-        recipe=make_recipe(
-            f"{method}-sketchy",
-            method,
-            kd_weight=kd_weight,
-            semantic="none",
-            batch_sketches=5,
-            batch_photos=6,
-            epochs=1,
-            train_size_px=32,
-            selection="validation-map",
-        ),
-        method=method,
-        backbone="resnet18",
-        validation_classes=1,
-        precision="fp32",
-        device="cpu",
-        workers=2,
-        threads=1,
-        **(values | options),
+    recipe = make_recipe(
+        f"{method}-sketchy",
+        method,
+        kd_weight=kd_weight,
+        semantic="none",
+        batch_sketches=5,
+        batch_photos=6,
+        epochs=1,
+        train_size_px=32,
+        selection="validation-map",
     )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"))
+    values: dict[str, Any] = {"weights": "" if weights is None else str(weights)}
+    values |= {"method": method, "validation_classes": 1}
+    return quick_config(data, recipe, **(values | options))
 
 
 class _Killed(Exception):

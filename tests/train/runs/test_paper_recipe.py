@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import Student
 from sbtk_train.runs.checkpoint import LAST, load_run, load_state
 from sbtk_train.runs.context import build_context
-from tests.tiny_data import CLASSES
+from tests.tiny_data import CLASSES, quick_config
 
 pytestmark = pytest.mark.slow
 
@@ -99,16 +98,7 @@ def test_paper_layers_start_at_random_and_default_ones_from_the_classifier(
     name: str, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    values: dict[str, Any] = {"dim": 8, "backbone": "resnet18", "validation_classes": 2}
-    config = TrainConfig(
-        data=str(data),
-        split="SK-YE",
-        recipe=make_recipe(name, knowledge=False),
-        weights=str(weights),
-        precision="fp32",
-        threads=1,
-        **values,
-    )
+    config = quick_config(data, make_recipe(name, knowledge=False), weights=str(weights))
     student = build_context(config, lambda text: None).student
     assert isinstance(student, SbtknetStudent)
     classifier = load_file(weights)["fc.weight"]

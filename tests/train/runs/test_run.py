@@ -22,7 +22,7 @@ from sbtk_train.runs.context import build_context
 from sbtk_train.runs.evaluate import make_pixel_embedder, score
 from sbtk_train.runs.loop import Trainer, TrainingDiverged
 from sbtk_train.runs.run import new_run_folder, train
-from tests.tiny_data import polygon, write_dataset, write_strokes
+from tests.tiny_data import polygon, quick_config, write_dataset, write_strokes
 
 
 def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:
@@ -35,19 +35,7 @@ def tiny_config(data: Path, name: str = "sbtk", **knobs: Any) -> TrainConfig:
         "warmup_steps": 2,
         "refit": False,
     }
-    return TrainConfig(
-        data=str(data),
-        split="SK-YE",
-        recipe=make_recipe(name, **(changes | knobs)),
-        backbone="resnet18",
-        dim=8,
-        validation_classes=2,
-        precision="fp32",
-        device="cpu",
-        workers=2,
-        threads=1,
-        checkpoint_minutes=0,
-    )
+    return quick_config(data, make_recipe(name, **(changes | knobs)), checkpoint_minutes=0)
 
 
 def run(config: TrainConfig, folder: Path, **options: Any) -> list[object]:
