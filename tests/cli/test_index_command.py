@@ -313,6 +313,10 @@ def test_export_writes_standard_formats(
         (["index", "photos", "--repair"], "--verify"),
         (["index", "photos", "--threads", "0"], "--threads"),
         (["index", "photos", "--batch", "many"], "--batch"),
+        (["index", "--verify", "--exclude", "*.png"], "require the folders"),
+        (["index", "--list-failed", "--clear-excludes"], "require the folders"),
+        (["index", "photos", "--exclude", "[z-a]"], "the pattern '[z-a]' matches nothing"),
+        (["index", "photos", "--exclude", ""], "the pattern '' matches nothing"),
     ],
 )
 def test_usage_errors_have_exit_code_2(
@@ -320,6 +324,7 @@ def test_usage_errors_have_exit_code_2(
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+    assert not (workplace / "gallery.sbtk").exists()
 
 
 @pytest.mark.parametrize(

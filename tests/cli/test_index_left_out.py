@@ -179,23 +179,6 @@ def test_a_file_named_by_itself_is_indexed(
     assert capsys.readouterr().out.startswith("9 photos searchable (1 new) in ")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["index", "--verify", "--exclude", "*.png"], "require the folders"),
-        (["index", "--list-failed", "--clear-excludes"], "require the folders"),
-        (["index", "photos", "--exclude", "[z-a]"], "the pattern '[z-a]' matches nothing"),
-        (["index", "photos", "--exclude", ""], "the pattern '' matches nothing"),
-    ],
-)
-def test_usage_errors_have_exit_code_2(
-    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
-    assert not (workplace / "gallery.sbtk").exists()
-
-
 def test_a_folder_that_became_hidden_is_not_reported_as_a_missing_disk(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_runtime.errors import BadConfig, BadGallery
 
 HEAVY = (
-    *("numpy", "PIL", "hnswlib", "rich", "torch", "sqlite3", "importlib.metadata"),
+    *("numpy", "PIL", "hnswlib", "rich", "torch", "matplotlib", "sqlite3", "importlib.metadata"),
     *("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "starlette", "uvicorn"),
 )
 
@@ -36,7 +36,9 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", [[], ["query"], ["index"], ["serve"]])
+@pytest.mark.parametrize(
+    "command", [[], ["query"], ["index"], ["serve"], ["report"], ["report", "map"]]
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     code = (
         "import json, sys\n"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -226,14 +224,3 @@ def test_a_map_is_drawn_and_its_coordinates_written(data: Path) -> None:
     assert len({(row["pca_x"], row["pca_y"]) for row in rows}) == 8
     assert main(["report", *arguments, "--coordinates", "other.csv"]) == 0
     assert Path("other.csv").read_text() == Path("m.csv").read_text()
-
-
-def test_help_of_reports_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from sbtk_cli.main import main;"
-        "assert main(['report', '--help']) == 0; assert main(['report', 'map', '--help']) == 0;"
-        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(done.stdout.splitlines()[-1].split())
-    assert not loaded & {"numpy", "torch", "matplotlib", "PIL", "onnxruntime"}

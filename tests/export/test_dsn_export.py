@@ -109,17 +109,6 @@ def test_every_file_agrees_with_torch_for_sketches_and_photos(
             assert cosines.min() > {"fp32": 0.9999, "fp16": 0.999, "int8": 0.95}[precision]
 
 
-@pytest.mark.parametrize("declared", [None, "domain"])
-def test_a_bundle_whose_manifest_and_models_disagree_is_refused(
-    dsn_bundle: Bundle, bundle: Bundle, tmp_path: Path, declared: str | None
-) -> None:
-    of = dsn_bundle if declared is None else bundle
-    changed = Bundle(of.folder, replace(of.manifest, domain_input=declared))
-    for name in ENGINES:
-        with pytest.raises(BadModel, match="takes images"):
-            open_engine(changed, EngineOptions(engine=name, precision="fp32"))
-
-
 @pytest.mark.parametrize(("precision", "form"), [("int8", "plain"), ("int8", "tensorrt")])
 def test_channel_weights_stay_in_fp32_and_their_products_are_quantised(
     dsn_bundle: Bundle, precision: Precision, form: OnnxForm
