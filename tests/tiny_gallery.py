@@ -33,7 +33,7 @@ from sbtk_runtime.manifest import (
     read_gallery_manifest,
 )
 from sbtk_runtime.preprocess import PREPROCESSING
-from tests.tiny import tiny_bundle
+from tests.tiny import tiny_bundle, write_photos
 
 
 def unit_rows(count: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
@@ -174,6 +174,14 @@ def index(
     """Update a gallery with an embedder of its own, in small batches."""
     with Embedder(bundle, engine="onnxruntime", threads=1, batch=2) as embedder:
         return update_gallery(folder, [photos], embedder, commit_every=commit_every, bits=bits)
+
+
+def photo_gallery(root: Path, count: int, embedder: Embedder) -> tuple[Path, Path]:
+    """Return a new folder of `count` photos below `root`, and a gallery of them."""
+    photos, folder = root / "photos", root / "g.sbtk"
+    write_photos(photos, count)
+    update_gallery(folder, [photos], embedder)
+    return photos, folder
 
 
 def processes() -> ForkServerContext:

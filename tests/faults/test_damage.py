@@ -28,7 +28,7 @@ from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import read_gallery_manifest
 from tests.tiny import write_photos
-from tests.tiny_gallery import gallery_of, unit_rows
+from tests.tiny_gallery import gallery_of, photo_gallery, unit_rows
 
 COUNT, DIM = 400, 16
 QUERY = unit_rows(1, DIM, seed=9)[0]
@@ -325,9 +325,7 @@ def test_a_manifest_that_lies_about_the_graph_does_not_reach_hnswlib(
 
 
 def test_a_lost_manifest_is_rebuilt_without_embedding(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 6)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 6, embedder)
     (photos / "photo-0000.jpg").unlink()
     update_gallery(folder, [photos], embedder)
     (folder / "manifest.json").write_bytes(b"")
@@ -371,9 +369,7 @@ def test_an_emptied_catalogue_is_not_mistaken_for_a_new_one(
 
 
 def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 3)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 3, embedder)
     for name in (
         ".manifest.json.tmp-999999",
         ".graph-2.hnsw.tmp-999999",

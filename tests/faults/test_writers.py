@@ -21,7 +21,7 @@ from sbtk_runtime.gallery.folder import LOCK_NAME
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from tests.tiny import tiny_bundle, write_photos
-from tests.tiny_gallery import contents, gallery_of, index, processes, unit_rows
+from tests.tiny_gallery import contents, gallery_of, index, photo_gallery, processes, unit_rows
 
 
 def hold(folder: Path, ready: Connection) -> None:
@@ -41,9 +41,7 @@ def rename_again_and_again(folder: Path, photos: Path, bundle: Path, done: Event
 
 
 def test_the_error_of_a_second_writer_names_the_first(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 3)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 3, embedder)
     before = contents(folder)
     write_photos(photos, 6)
     ours, theirs = processes().Pipe(duplex=False)
@@ -119,9 +117,7 @@ def test_threads_can_search_one_gallery(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_gallery_on_a_read_only_disk_is_searched_but_not_written(
     tmp_path: Path, embedder: Embedder
 ) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 3)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 3, embedder)
     place = tmp_path / "read-only"
     place.mkdir()
     if os.geteuid() != 0:

@@ -35,7 +35,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from tests.tiny import write_photos
-from tests.tiny_gallery import code_gallery_of, tiny_itq, unit_rows
+from tests.tiny_gallery import code_gallery_of, photo_gallery, tiny_itq, unit_rows
 
 ORIGIN = Origin("tiny@0123456789ab", "fp32", 16, "sbtk-1")
 
@@ -468,9 +468,7 @@ def test_codes_without_a_length_are_not_read_as_embeddings(tmp_path: Path) -> No
 
 
 def test_a_wrong_width_does_not_truncate_embeddings(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 3)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 3, embedder)
     before = (folder / "vectors" / "000000.f16").read_bytes()
     change(folder, f"UPDATE facts SET value = {DIM // 2} WHERE name = 'dim'")
     with pytest.raises(BadGallery) as caught:

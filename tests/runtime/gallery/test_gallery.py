@@ -24,7 +24,7 @@ from sbtk_runtime.gallery.search import EmbeddingSearch
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
-from tests.tiny_gallery import contents, gallery_of, photo_path, unit_rows
+from tests.tiny_gallery import contents, gallery_of, photo_gallery, photo_path, unit_rows
 
 WAYS: tuple[Search, ...] = ("auto", "hnsw", "codes", "exact")
 
@@ -208,9 +208,7 @@ def test_an_update_embeds_only_changes(tmp_path: Path, embedder: Embedder) -> No
 
 
 def test_a_moved_photo_keeps_its_id(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 6)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 6, embedder)
     with Gallery.open(folder) as gallery:
         before = {h.id: Path(h.path).name for h in gallery.search(np.ones(16, np.float32), 6)}
         codes = gallery.manifest.codes

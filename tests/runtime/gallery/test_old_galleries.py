@@ -23,7 +23,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from tests.tiny import write_photos
-from tests.tiny_gallery import make_old
+from tests.tiny_gallery import make_old, photo_gallery
 
 BITS = 16
 
@@ -92,9 +92,7 @@ def test_an_old_gallery_is_read_and_migrated(
 def test_damaged_rows_of_an_old_gallery_get_no_checksums(
     tmp_path: Path, embedder: Embedder
 ) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 6)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 6, embedder)
     make_old(folder)
     shard = folder / "vectors" / "000000.f16"
     shard.write_bytes(bytes(10) + shard.read_bytes()[10:])

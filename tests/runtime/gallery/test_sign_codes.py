@@ -27,7 +27,14 @@ from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.generated_inputs import clustered_vectors
 from sbtk_runtime.manifest import CodesRecord, read_gallery_manifest
 from tests.tiny import write_photos
-from tests.tiny_gallery import code_gallery_of, gallery_of, make_old, tiny_itq, unit_rows
+from tests.tiny_gallery import (
+    code_gallery_of,
+    gallery_of,
+    make_old,
+    photo_gallery,
+    tiny_itq,
+    unit_rows,
+)
 
 COUNT, DIM = 600, 24
 QUERY = unit_rows(1, DIM, seed=9)[0]
@@ -194,9 +201,7 @@ def test_deleted_rows_are_not_candidates(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_codes_are_appended_and_nothing_else_is_written(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 20)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 20, embedder)
     first = codes_of(folder)
     rotation = (folder / first.folder / "rotation.npz").stat()
     head = shard_of(folder).read_bytes()
@@ -222,9 +227,7 @@ def test_a_reader_of_an_older_generation_keeps_its_codes(
     tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 4)
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 6)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 6, embedder)
     manifest = read_gallery_manifest(folder)
     with Gallery.open(folder) as gallery:
         write_photos(photos, 8)
@@ -272,9 +275,7 @@ def test_unusable_codes_are_reported_and_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedder: Embedder, name: str, kind: str
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 4)
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 9)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 9, embedder)
     path = folder / codes_of(folder).folder / name
     content = path.read_bytes()
     if kind == "flipped":
@@ -308,9 +309,7 @@ def test_unusable_codes_are_reported_and_rebuilt(
 
 
 def test_hidden_damage_is_found_by_verify_and_repaired(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 9)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 9, embedder)
     damage(shard_of(folder), is_hidden=True)
     update_gallery(folder, [photos], embedder)
     (problem,) = verify_gallery(folder).problems
@@ -321,9 +320,7 @@ def test_hidden_damage_is_found_by_verify_and_repaired(tmp_path: Path, embedder:
 
 
 def test_an_append_does_not_certify_hidden_damage(tmp_path: Path, embedder: Embedder) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 9)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 9, embedder)
     damage(shard_of(folder), is_hidden=True)
     write_photos(photos, 10)
     update_gallery(folder, [photos], embedder)
@@ -334,9 +331,7 @@ def test_an_append_does_not_certify_hidden_damage(tmp_path: Path, embedder: Embe
 def test_hidden_damage_of_the_snapshot_is_found_by_verify_and_repaired(
     tmp_path: Path, embedder: Embedder
 ) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 9)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 9, embedder)
     snapshot = folder / "catalogue-1.sqlite"
     damage(snapshot, is_hidden=True)
     assert any(snapshot.name in text for text in verify_gallery(folder).problems)
@@ -394,9 +389,7 @@ def test_an_older_gallery_gets_codes_without_embedding_anything(
     tmp_path: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "EXACT_BELOW", 4)
-    photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
-    write_photos(photos, 9)
-    update_gallery(folder, [photos], embedder)
+    photos, folder = photo_gallery(tmp_path, 9, embedder)
     make_old(folder)
     assert read_gallery_manifest(folder).format == 1
     with Gallery.open(folder) as gallery:
