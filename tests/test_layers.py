@@ -11,6 +11,8 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.processes import run_python
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sbtk_runtime", "sbtk_train", "sbtk_export", "cli")
 #: What training and production must agree on; the rest of the runtime is production's alone.
@@ -88,7 +90,7 @@ for name in sbtk_runtime.__all__:
     getattr(sbtk_runtime, name)
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
-    loaded = set(_python(code, ROOT).split())
+    loaded = set(run_python(code).split())
     assert {"sbtk_runtime", "numpy", "PIL"} <= loaded
     assert not loaded & {"torch", "torchvision", "onnx", "onnxscript", "click", "safetensors"}
 
@@ -100,10 +102,3 @@ def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-
-
-def _python(code: str, folder: Path) -> str:
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sbtk_cli.main import main
+from tests.processes import run_python
 from tests.tiny_data import write_dataset
 from tests.tiny_layouts import UNSEEN, write_sake_sketchy
 
@@ -126,12 +125,10 @@ def test_an_unknown_split_is_a_usage_error(data: Path, capsys: pytest.CaptureFix
 
 
 def test_checking_data_needs_no_torch(data: Path) -> None:
-    code = (
+    run_python(
         "import sys\n"
         "sys.modules['torch'] = None\n"
         "from sbtk_cli.main import main\n"
-        "raise SystemExit(main(sys.argv[1:]))\n"
+        "raise SystemExit(main(sys.argv[1:]))\n",
+        *("data", "check", data),
     )
-    command = [sys.executable, "-c", code, "data", "check", str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr

@@ -19,21 +19,12 @@ from sbtk_cli.main import COMMANDS, _extra_of, main, sbtk
 from sbtk_cli.options import ending_signals
 from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_runtime.errors import BadConfig, BadGallery
+from tests.processes import run_python
 
 HEAVY = (
     *("numpy", "PIL", "hnswlib", "rich", "torch", "matplotlib", "sqlite3", "importlib.metadata"),
     *("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "starlette", "uvicorn"),
 )
-
-
-def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -46,8 +37,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
         "code = main(sys.argv[1:])\n"
         "print(json.dumps([code, sorted(sys.modules)]))\n"
     )
-    finished = run_python(code, *command, "--help")
-    exit_code, modules = json.loads(finished.stdout.splitlines()[-1])
+    exit_code, modules = json.loads(run_python(code, *command, "--help").splitlines()[-1])
     assert exit_code == 0
     assert not set(modules) & set(HEAVY)
 
@@ -173,7 +163,7 @@ def test_sigterm_gives_exit_code_143(name: str) -> None:
         "m.COMMANDS['dying'] = m.LazyCommand('dying', '')\n"
         "sys.exit(m.main(['dying']))\n"
     )
-    finished = run_python(code)
+    finished = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert finished.returncode == 128 + signal.SIGTERM
     assert finished.stderr == "Terminated.\n"
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from sbtk_cli.main import main
+from tests.processes import run_python
 from tests.tiny import tiny_bundle
 
 QUERY = ["query", "sketch.png", "--threads", "1"]
@@ -270,10 +271,7 @@ def test_a_query_imports_only_what_it_needs(shared_gallery: Path) -> None:
         "code = main(['query', 'sketch.png', '-q', '--threads', '1'])\n"
         "print(json.dumps([code, sorted(sys.modules)]))\n"
     )
-    finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    exit_code, modules = json.loads(finished.stdout.splitlines()[-1])
+    exit_code, modules = json.loads(run_python(code).splitlines()[-1])
     assert exit_code == 0
     assert not set(modules) & {
         "torch",

@@ -33,6 +33,7 @@ from sbtk_runtime.images import (
     read_image_bytes,
     read_image_file,
 )
+from tests.processes import run_python
 from tests.tiny import tiny_photo
 
 # pytest replaces the package's filters.
@@ -381,15 +382,7 @@ def test_a_png_bomb_is_refused_by_its_header_in_little_memory(tmp_path: Path) ->
         "except BadImage as problem:\n"
         "    print(peak() - before, problem.found, problem.expected)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
-    grown_mb, _, sentence = done.stdout.partition(" ")
+    grown_mb, _, sentence = run_python(script, path).partition(" ")
     assert int(grown_mb) < 20
     assert "pixels" in sentence
     assert f"at most {MAX_APART_BYTES >> 20} MiB" in sentence

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import inspect
 import io
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import sbtk_runtime
 from sbtk_runtime import Bundle, Embedder, Gallery, add_photos, index, remove_photos
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadImage, EmptySketch, ModelMismatch
 from sbtk_runtime.preprocess import ImageInput, prepare_input
+from tests.processes import run_python
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
 
 PUBLIC = {name: getattr(sbtk_runtime, name) for name in sbtk_runtime.__all__}
@@ -57,8 +57,7 @@ def test_the_package_shows_its_public_names_and_imports_them_on_first_use() -> N
     assert dir(sbtk_runtime) == sorted(sbtk_runtime.__all__)
     assert {"Embedder", "Gallery", "Hit", "index"} <= set(dir(sbtk_runtime))
     code = "import sys, sbtk_runtime; dir(sbtk_runtime); print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    assert run_python(code) == "False\n"
     with pytest.raises(AttributeError, match="no attribute 'Galery'"):
         _ = sbtk_runtime.Galery
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.web.app import guarded_app
 from sbtk_runtime.web.auth import access_rules
 from sbtk_runtime.web.service import Service
+from tests.processes import run_python
 from tests.serve_client import sketch_png
 from tests.tiny import tiny_bundle, write_photos
 from tests.web.conftest import Workplace
@@ -110,11 +109,4 @@ print(ask(guarded_app(service, access_rules("127.0.0.1")), "/healthz").status_co
 def test_requests_are_not_reported_to_telemetry(tmp_path: Path) -> None:
     # FastAPI tells one that the environment has set up.
     pytest.importorskip("opentelemetry")
-    done = subprocess.run(
-        [sys.executable, "-c", _WITH_TELEMETRY, str(tiny_bundle(tmp_path / "bundle"))],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-    )
-    assert (done.returncode, done.stdout) == (0, "503\n"), done.stderr
+    assert run_python(_WITH_TELEMETRY, tiny_bundle(tmp_path / "bundle")) == "503\n"

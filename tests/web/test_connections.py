@@ -6,8 +6,6 @@ import contextlib
 import json
 import logging
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from sbtk_runtime.web.connections import MAX_CONNECTIONS, GuardedConnection, closing_unread
+from tests.processes import run_python
 from tests.serve_client import all_received
 
 SMALL = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -312,13 +311,7 @@ def test_the_limit_leaves_files_for_everything_else() -> None:
         code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {})); "
         code += "from sbtk_runtime.web.connections import connection_limit as limit; "
         code += "print(limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(soft, hard)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        limit, files = done.stdout.split()
+        limit, files = run_python(code.format(soft, hard)).split()
         return int(limit), int(files)
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

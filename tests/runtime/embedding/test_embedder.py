@@ -29,6 +29,7 @@ from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Timings
 from sbtk_runtime.embedding.stream import MemoryBudget
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.preprocess import prepare
+from tests.processes import run_python
 from tests.tiny import tiny_bundle, tiny_model, write_photos, write_sketch, write_tiny_manifest
 
 
@@ -371,9 +372,7 @@ def test_importing_the_runtime_loads_no_heavy_libraries(folder: Path, photos: li
         "    embedder.embed_one(open(sys.argv[2], 'rb').read(), 'photo')\n"
         "print(*{'torch', 'torchvision', 'onnx', 'click', 'rich'} & set(sys.modules))\n"
     )
-    command = [sys.executable, "-c", script, str(folder), str(photos[0])]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), check=True)
-    assert done.stdout.strip() == ""
+    assert run_python(script, folder, photos[0]).strip() == ""
 
 
 def _peak_mb(folder: Path, paths: list[Path], threads: int) -> int:
@@ -388,15 +387,7 @@ def _peak_mb(folder: Path, paths: list[Path], threads: int) -> int:
         "        assert isinstance(item, Embedded), item\n"
         "print(peak_resident_bytes() // 1_000_000)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), str(threads)],
-        input="\n".join(map(str, paths)),
-        capture_output=True,
-        text=True,
-        env=_environment(),
-        check=True,
-    )
-    return int(done.stdout)
+    return int(run_python(script, folder, f"{threads}", stdin="\n".join(map(str, paths))))
 
 
 def _environment() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import subprocess
 import sys
 import types
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from sbtk_runtime.engines.cuda import (
     find_device,
 )
 from sbtk_runtime.errors import BadConfig, EngineUnavailable
+from tests.processes import run_python
 
 
 class _Error(enum.IntEnum):
@@ -173,6 +173,6 @@ try:
 except MissingExtra as problem:
     print(problem.found, problem.next_step)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "cuda-bindings is not installed" in done.stdout, done.stderr
-    assert 'pip install "sbtk[tensorrt]"' in done.stdout
+    shown = run_python(code)
+    assert "cuda-bindings is not installed" in shown
+    assert 'pip install "sbtk[tensorrt]"' in shown

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +24,7 @@ from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import prepare
+from tests.processes import run_python
 from tests.tiny import tiny_bundle, tiny_model, write_photos, write_tiny_manifest
 
 pytestmark = pytest.mark.skipif(
@@ -212,7 +211,7 @@ def test_memory_depends_neither_on_the_batch_nor_on_the_number_of_engines(bundle
         "engine.run(images, 'photo')\n"
         "print((peak_resident_bytes() - before) // 2**20)\n"
     )
-    (megabytes,) = _lines(script, str(bundle.folder))
+    (megabytes,) = run_python(script, bundle.folder).splitlines()
     # 200 images in float32 would be 120 MB more, and each forgotten engine more than 2 MB.
     assert int(megabytes) < 20
 
@@ -238,7 +237,7 @@ def test_telemetry_is_disabled(bundle: Bundle, tmp_path: Path) -> None:
     )
     home = tmp_path / "home"
     home.mkdir()
-    (line,) = _lines(script, str(bundle.folder), HOME=str(home), CI="", TF_BUILD="")
+    (line,) = run_python(script, bundle.folder, HOME=str(home), CI="", TF_BUILD="").splitlines()
     events, telemetry, can_convert, children, threads = json.loads(line)
     assert events == []
     assert not [name for name in telemetry if name.startswith("openvino_telemetry")]
@@ -286,7 +285,7 @@ def test_ctrl_c_raises_after_engines_were_opened_and_closed(bundle: Bundle) -> N
         "except KeyboardInterrupt:\n"
         "    print('interrupted')\n"
     )
-    assert _lines(script, str(bundle.folder)) == ["interrupted"]
+    assert run_python(script, bundle.folder).splitlines() == ["interrupted"]
 
 
 def test_concurrent_threads_share_one_openvino_core() -> None:
@@ -304,7 +303,7 @@ def test_concurrent_threads_share_one_openvino_core() -> None:
         "    cores = [pool.submit(openvino_core) for _ in range(4)]\n"
         "print(len({id(core.result()) for core in cores}))\n"
     )
-    assert _lines(script) == ["1"]
+    assert run_python(script).splitlines() == ["1"]
 
 
 def test_without_the_library_the_extra_is_named(
@@ -334,7 +333,7 @@ def test_an_installation_without_files_is_recognised(bundle: Bundle, tmp_path: P
         "try: open_engine(Bundle.open(sys.argv[1]), EngineOptions('openvino'))\n"
         "except EngineUnavailable as problem: print(problem.found, '|', problem.next_step)\n"
     )
-    (line,) = _lines(script, str(bundle.folder))
+    (line,) = run_python(script, bundle.folder).splitlines()
     assert line.startswith("OpenVINO's installation is incomplete")
     assert "sbtk[openvino]" in line
 
@@ -352,21 +351,8 @@ def test_two_threads_can_open_the_first_engine_at_once(bundle: Bundle) -> None:
         "    engines = list(pool.map(lambda each: open_engine(bundle, each), options))\n"
         "print(len(engines), 'openvino_telemetry' in sys.modules)\n"
     )
-    assert _lines(script, str(bundle.folder)) == ["4 False"]
+    assert run_python(script, bundle.folder).splitlines() == ["4 False"]
     assert threading.active_count() >= 1
-
-
-def _lines(script: str, *arguments: str, **environment: str) -> list[str]:
-    path = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
 
 
 def _with_an_operator_of_microsofts() -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,6 +25,7 @@ from sbtk_runtime.engines.registry import (
 )
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads, quota_cpus
+from tests.processes import run_python
 from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
 
 SHAPE = (224, 224, 3)
@@ -139,13 +139,7 @@ else:
 
 
 def test_without_a_driver_auto_imports_nothing_of_cuda(bundle: Bundle) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _MODULES_AFTER_OPENING, str(bundle.folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    imported = set(done.stdout.split())
+    imported = set(run_python(_MODULES_AFTER_OPENING, bundle.folder).split())
     if "driver" in imported:
         pytest.skip("this machine has an NVIDIA driver")
     assert "numpy" in imported
@@ -238,7 +232,7 @@ def test_an_engine_by_name_is_never_replaced(bundle: Bundle) -> None:
 
 def test_without_the_library_the_extra_is_named(bundle: Bundle) -> None:
     script = "import sys; sys.modules.update(onnxruntime=None, openvino=None)\n" + _OPEN_ENGINE
-    answers = _lines(script, str(bundle.folder))
+    answers = run_python(script, bundle.folder).splitlines()
     assert answers[0] == 'MissingExtra | ONNX Runtime is not installed | pip install "sbtk[cpu]"'
     assert answers[1].startswith("EngineUnavailable | no engine works on this machine: ")
     assert answers[1].endswith('pip install "sbtk[cpu]"')
@@ -249,7 +243,7 @@ def test_an_installation_without_files_is_recognised(bundle: Bundle, tmp_path: P
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime" / "__init__.py").touch()
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + _OPEN_ENGINE
-    answers = _lines(script, str(bundle.folder))
+    answers = run_python(script, bundle.folder).splitlines()
     assert answers[0].startswith("EngineUnavailable | ONNX Runtime's installation is incomplete")
     assert "pip uninstall onnxruntime onnxruntime-gpu" in answers[0]
 
@@ -377,18 +371,6 @@ print(*(report.works for report in probe_engines()))
 """
 
 
-def _lines(script: str, *arguments: str) -> list[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
-    return done.stdout.splitlines()
-
-
 def _faulty(fault: str) -> bytes:
     """Return a model with one fault, or what is no model at all."""
     model = tiny_model()
@@ -479,10 +461,4 @@ except MemoryError:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_lack_of_memory_is_not_reported_as_a_missing_engine(bundle: Bundle) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MEMORY, str(bundle.folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "not enough memory\n"
+    assert run_python(WITHOUT_MEMORY, bundle.folder) == "not enough memory\n"

@@ -7,7 +7,6 @@ of TensorRT 10, 11 and RTX, and fail a test that uses them in a way that would b
 from __future__ import annotations
 
 import gc
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from sbtk_runtime.engines.tensorrt.pipeline import Network
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine, install_cuda
 from tests.fakes.tensorrt_world import Surface
+from tests.processes import run_python
 from tests.tiny import tiny_bundle, tiny_model
 
 BATCH = 8
@@ -701,10 +701,8 @@ def test_open_engine_builds_caches_and_runs(
 
 
 def test_importing_the_engine_loads_neither_tensorrt_nor_cuda() -> None:
-    script = (
+    run_python(
         "import sys, sbtk_runtime.engines.tensorrt.engine\n"
         "heavy = {'tensorrt', 'tensorrt_rtx', 'cuda', 'onnx', 'torch', 'onnxruntime'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
