@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from sbtk_runtime.files import write_atomically
 from sbtk_runtime.manifest import BundleManifest, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME, INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import PREPROCESSINGS, SIZE_PX, Kind, Pixels
+from sbtk_runtime.thumbnail import png_bytes
 
 CONTRACT_NAME = "PREPROCESSING.md"
 
@@ -124,7 +124,7 @@ def render_contract(manifest: BundleManifest) -> str:
 
 def make_golden_images() -> dict[Kind, bytes]:
     """Return the PNG files of a generated sketch and a generated photo; always the same bytes."""
-    return {"sketch": _png(_sketch()), "photo": _png(_photo())}
+    return {"sketch": png_bytes(_sketch()), "photo": png_bytes(_photo())}
 
 
 def write_contract(
@@ -180,9 +180,3 @@ def _photo() -> Image.Image:
     for left, top in ((90, 90), (120, 160), (84, 250), (660, 70), (720, 440)):
         draw.ellipse((left, top, left + 26, top + 26), outline=(180, 220, 240), width=3)
     return image
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

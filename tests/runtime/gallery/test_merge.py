@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,13 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import PhotoShard, read_gallery_manifest
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
-from tests.tiny_gallery import contents, gallery_of, tiny_code_bundle, unit_rows
+from tests.tiny_gallery import contents, gallery_of, unit_rows
+
+BITS = 16
 
 
 class Killed(Exception):
     """Ends a merge between two pages, as a signal does."""
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
-    with Embedder(tiny_code_bundle(tmp_path_factory.mktemp("bundle"), 16), threads=1) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -111,11 +111,6 @@ def test_the_knowledge_loss_is_smallest_if_student_and_teacher_agree() -> None:
     assert float(knowledge_loss(soft.flip(1).log(), soft)) > agreeing
 
 
-def dsn_unit_rows(count: int, seed: int, dim: int = 6) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return functional.normalize(torch.randn(count, dim, generator=draw), dim=1)
-
-
 def softmax(values: list[float]) -> list[float]:
     powers = [math.exp(value) for value in values]
     return [power / sum(powers) for power in powers]
@@ -148,7 +143,7 @@ def test_distillation_of_a_case_worked_by_hand() -> None:
 
 
 def test_contrast_of_two_views_equals_a_plain_loop() -> None:
-    first, second = dsn_unit_rows(5, 1), dsn_unit_rows(5, 2)
+    first, second = unit_rows(5, 1), unit_rows(5, 2)
     labels = [0, 1, 0, 2, 1]
     rows = [*first.tolist(), *second.tolist()]
     classes = labels * 2
