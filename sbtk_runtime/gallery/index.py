@@ -162,7 +162,7 @@ def drop_photos(
 
     Raises:
         BadData: the gallery has no photos below `below`.
-        BadGallery: there is no gallery, it is damaged, or cannot be written.
+        BadGallery: the gallery is missing, damaged or not writable.
         GalleryBusy: another process is writing to it.
     """
     with translate_os_errors(folder), WriterLock(folder / LOCK_NAME):

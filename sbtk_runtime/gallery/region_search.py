@@ -132,9 +132,7 @@ class RegionSearch:
         thing need not resemble each other as a whole.
         """
         places = np.where(found.regions < 0, found.rows, found.regions)[:RERANKED]
-        order = np.argsort(places)
-        embeddings = np.empty((len(places), self._vectors.dim), dtype=np.float32)
-        embeddings[order] = self._vectors.read(places[order])[0]
+        embeddings = self._vectors.embeddings(places)
         near = nearest_rows(embeddings, embeddings, NEIGHBOURS, skip_self=True)
         keys = diffuse(found.scores[:RERANKED], *near)
         best = np.argsort(-keys, kind="stable")

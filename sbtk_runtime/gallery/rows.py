@@ -355,6 +355,13 @@ class Vectors(Shards):
         """
         return self.decode(self.read_bytes(rows)[0])
 
+    def embeddings(self, rows: Rows) -> Embeddings:
+        """Return unit rows `(N, D) float32` of `rows` in any order; unusable ones are zeros."""
+        order = np.argsort(rows)
+        found = np.empty((len(rows), self.dim), dtype=np.float32)
+        found[order] = self.read(rows[order])[0]
+        return found
+
     def decode(self, content: RowBytes) -> tuple[Embeddings, NDArray[np.bool_]]:
         """Return the bytes of rows, `(N, 2 D) uint8`, as `read` returns them."""
         return _unit_rows(content.view("<i2"))

@@ -127,17 +127,9 @@ class EmbeddingSearch:
             return rows[order], scores[order]
         rows, scores = self.nearest(embedding, EXPAND_HITS, among, search)
         query = unit_row(embedding, self._vectors.dim)
-        expanded = expand_query(query, self._embeddings(rows), scores)
+        expanded = expand_query(query, self._vectors.embeddings(rows), scores)
         rows, _ = self.nearest(expanded, k, among, search)
-        return rows, self._embeddings(rows) @ query
-
-    def _embeddings(self, rows: Rows) -> Embeddings:
-        """Return the unit rows `(N, D) float32` of `rows`, in their order."""
-        order = np.argsort(rows)
-        sorted_rows, _ = self._vectors.read(rows[order])
-        embeddings = np.empty_like(sorted_rows)
-        embeddings[order] = sorted_rows
-        return embeddings
+        return rows, self._vectors.embeddings(rows) @ query
 
     def has_neighbours(self) -> bool:
         """Return whether there are neighbours to rerank by; a damaged list is a fault to note."""

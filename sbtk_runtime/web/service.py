@@ -134,8 +134,8 @@ class Service:
 
     Attributes:
         folder: the gallery's; `None` if it is a collection.
-        indexer: updates the gallery, unless it is a collection. If there is no gallery yet, submit
-            an update before the block.
+        indexer: updates the gallery; `None` for a collection. For a gallery that does not exist
+            yet, submit an update before the block.
         stopping: set when the server stops; long responses end.
         uploads: decodes what clients send.
         queries: for work of the engine.
