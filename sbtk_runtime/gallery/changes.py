@@ -279,20 +279,12 @@ class Changes:
             )
 
     def _take(self, items: Sequence[Found | Skipped]) -> None:
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)",
-            [
-                (
-                    os.fsencode(item.path),
-                    item.size_bytes,
-                    _time_ns(item.mtime_ns),
-                    _time_ns(item.ctime_ns),
-                    signed_inode(item.inode),
-                )
-                for item in items
-                if isinstance(item, Found)
-            ],
-        )
+        found = [(os.fsencode(item.path), *item[1:]) for item in items if isinstance(item, Found)]
+        query = "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)"
+        try:
+            self._connection.executemany(query, found)
+        except OverflowError:  # SQLite's integers have 64 bits
+            self._connection.executemany(query, map(_storable_numbers, found))
         for item in items:
             if isinstance(item, Skipped):
                 self._connection.execute(
@@ -377,9 +369,13 @@ def _is_empty(folder: bytes) -> bool:
         return False
 
 
-def _time_ns(value: int) -> int:
-    """Return a time that SQLite can store: clipped to the years 1677 to 2262."""
-    return max(-_LARGEST, min(value, _LARGEST))
+def _storable_numbers(
+    found: tuple[bytes, int, int, int, int],
+) -> tuple[bytes, int, int, int, int]:
+    """Return a found file as SQLite can store it: with times in the years 1677 to 2262."""
+    path, size_bytes, *times, inode = found
+    mtime_ns, ctime_ns = (max(-_LARGEST - 1, min(time_ns, _LARGEST)) for time_ns in times)
+    return path, size_bytes, mtime_ns, ctime_ns, signed_inode(inode)
 
 
 def signed_inode(value: int) -> int:

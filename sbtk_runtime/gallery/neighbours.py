@@ -168,11 +168,12 @@ def find_neighbours(known: Neighbours, vectors: Vectors, rows: Rows) -> Neighbou
             old = chunk[is_kept[chunk]]
             _take_nearer(near, similarities, old, rows[block], cosines[:, old - first].T)
     near[similarities <= 0] = _NONE
-    order = np.argsort(-similarities, axis=1, kind="stable")
-    similarities = np.where(near == _NONE, 0, similarities)
-    return Neighbours(
-        rows, np.take_along_axis(near, order, 1), np.take_along_axis(similarities, order, 1)
-    )
+    changed = np.flatnonzero((similarities[:, 1:] > similarities[:, :-1]).any(axis=1))
+    order = np.argsort(-similarities[changed], axis=1, kind="stable")
+    near[changed] = np.take_along_axis(near[changed], order, 1)
+    similarities[changed] = np.take_along_axis(similarities[changed], order, 1)
+    similarities[near == _NONE] = 0
+    return Neighbours(rows, near, similarities)
 
 
 def _take_nearer(
