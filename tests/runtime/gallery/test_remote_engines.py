@@ -29,7 +29,13 @@ from sbtk_runtime.manifest import PhotoShard
 from tests.milvus_server import LiteServer, MilvusServer
 from tests.runtime.gallery.test_dates import IN_MAY, MAY, write_dated
 from tests.tiny import tiny_bundle, tiny_photo
-from tests.tiny_gallery import gallery_of, tiny_code_bundle, unit_rows
+from tests.tiny_gallery import (
+    code_gallery_of,
+    gallery_of,
+    tiny_code_bundle,
+    tiny_itq,
+    unit_rows,
+)
 from tests.tiny_remote import Server, hits_of, push, write_tree
 
 COUNT, DIM = 60, 16
@@ -416,7 +422,16 @@ def test_a_killed_push_resumes(url: str, made_up: Path, batches: int) -> None:
 
 
 @pytest.mark.kill
-def test_a_push_survives_a_crash_of_the_server(server: Server, url: str, made_up: Path) -> None:
+@pytest.mark.parametrize("content", ["embeddings", "codes"])
+def test_a_push_survives_a_crash_of_the_server(
+    server: Server, url: str, made_up: Path, tmp_path: Path, content: str
+) -> None:
+    gallery, query = made_up, unit_rows(1, DIM)[0]
+    if content == "codes":
+        if isinstance(server, LiteServer):
+            pytest.skip("milvus-lite has no binary vectors")
+        gallery, itq = tmp_path / "codes.sbtk", tiny_itq(DIM, 16)
+        code_gallery_of(gallery, itq.codes(unit_rows(COUNT, DIM)), itq)
     killed: list[int] = []
 
     def restart() -> None:
@@ -430,11 +445,10 @@ def test_a_push_survives_a_crash_of_the_server(server: Server, url: str, made_up
             threading.Thread(target=restart).start()
 
     report = push_gallery(
-        made_up, open_store(url, patience_s=90), "nas", progress=progress, batch=10
+        gallery, open_store(url, patience_s=90), "nas", progress=progress, batch=10
     )
     assert killed and report.pushed == COUNT
     with RemoteGallery.open(url) as there:
-        query = unit_rows(1, DIM)[0]
         assert len(there.answer(query, 100, fold=False).hits) == COUNT
         # An open gallery reconnects, too.
         server.kill()
