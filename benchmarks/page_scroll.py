@@ -3,26 +3,34 @@
     python -m benchmarks.page_scroll [--photos FOLDER] [--count 20000]
 
 A headless Chromium (Debian's `chromium`, or SBTK_CHROMIUM) shows the recent photos of a gallery on
-the page of `sbtk serve`, and scrolls until the last of them is shown. JavaScript's memory is
-measured after garbage collections, the browser's as the proportional set sizes of its processes.
+the page of `sbtk serve`, and scrolls until the last of them is shown. Nothing is searched, so a
+model of a few pixels indexes the photos, which would take the included one longer than the rest.
+JavaScript's memory is measured after garbage collections, the browser's as the proportional set
+sizes of its processes.
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.chromium import open_chromium, open_page
 from benchmarks.result import Result, print_result
 from benchmarks.serving import Server, make_parser, serve_gallery
+from tests.tiny import tiny_bundle
 
 if TYPE_CHECKING:
     from playwright.sync_api import CDPSession
 
 #: Measurements on the way.
 _STOPS = 10
-# Scrolls almost a screen, and returns the last photo's position and the number in the document,
-# when what is shown has been loaded.
+#: Without another photo for so long, the page has stopped.
+_STALLED_S = 60.0
+# Scrolls almost a screen, and returns the position of the last photo on the screen, the number in
+# the document, and that of those without a picture, when all are loaded or have had five seconds.
 _SCROLL = """async () => {
     scrollBy({ top: innerHeight * 0.9, behavior: "instant" });
     const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
@@ -32,7 +40,10 @@ _SCROLL = """async () => {
     const end = performance.now() + 5000;
     while (performance.now() < end && !images().every((image) => image.complete)) await frame();
     const items = [...document.querySelectorAll("#hits > li.photo")];
-    return [Math.max(...items.map((item) => Number(item.ariaPosInSet))), items.length];
+    const blank = images().filter((image) => image.naturalWidth === 0);
+    const shown = items.filter((item) => item.getBoundingClientRect().top < innerHeight);
+    const last = Math.max(...shown.map((item) => Number(item.ariaPosInSet)));
+    return [last, items.length, blank.length];
 }"""
 
 
@@ -41,8 +52,10 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.set_defaults(count=20_000)
     options = parser.parse_args()
-    with serve_gallery(options) as (server, note):
-        result = measure(server, options.count, note)
+    with tempfile.TemporaryDirectory() as folder:
+        options.model = options.model or str(tiny_bundle(Path(folder)))
+        with serve_gallery(options) as (server, note):
+            result = measure(server, options.count, note)
     print_result(result, "benchmarks.page_scroll", as_json=options.json)
 
 
@@ -55,15 +68,22 @@ def measure(server: Server, count: int, note: str) -> Result:
         session = page.context.new_cdp_session(page)
         session.send("Performance.enable")
         processes = browser.new_browser_cdp_session()
-        position = 0
+        position, screens, blank = 0, 0, 0
+        begun = moved = time.monotonic()
         while position < count:
             before = position
-            position, cards = page.evaluate(_SCROLL)
+            position, cards, missed = page.evaluate(_SCROLL)
+            blank += missed
             if len(found) * count <= _STOPS * position:
                 figures = {"photo": position, "cards": cards} | _memory(session, processes)
                 found.append(figures)
-            if position == before:
+            if position > before:
+                moved, screens = time.monotonic(), screens + 1
+            elif time.monotonic() - moved > _STALLED_S:
+                sys.exit(f"the page shows {position:,} of {count:,} photos, and no more")
+            else:
                 page.wait_for_timeout(50)
+        seconds = time.monotonic() - begun
         version = browser.version
     return Result(
         title="Memory while scrolling a large gallery to its end, in the browser",
@@ -78,9 +98,10 @@ def measure(server: Server, count: int, note: str) -> Result:
             ]
             for one in found
         ],
-        figures={"scroll": found},
+        figures={"scroll": found, "screens": screens, "seconds": seconds, "blank": blank},
         notes=[
             f"a gallery of {note}, the most recent first",
+            f"{screens:,} screens in {seconds:.0f} s; {blank:,} photos without a picture after 5 s",
             f"Chromium {version}, headless, 1,280 x 900, no GPU",
         ],
     )
