@@ -483,9 +483,10 @@ def _entry(
     return Embedding(blob(path), *numbers, blob(sha).hex(), integer(row), *rest)
 
 
-def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> None:
-    """Add absolute paths to those that are known. Call it in a transaction."""
-    connection.executemany("INSERT OR IGNORE INTO roots VALUES (?)", ((root,) for root in roots))
+def store_roots(connection: sqlite3.Connection, roots: Iterable[bytes]) -> int:
+    """Add absolute paths to those that are known; return how many are new. In a transaction."""
+    rows = ((root,) for root in roots)
+    return connection.executemany("INSERT OR IGNORE INTO roots VALUES (?)", rows).rowcount
 
 
 def load_roots(connection: sqlite3.Connection) -> list[bytes]:

@@ -144,7 +144,8 @@ class Catalogue:
     def record_roots(self, roots: Iterable[bytes]) -> None:
         """Record the absolute paths of indexed folders and files."""
         with self._transaction():
-            store_roots(self.connection, roots)
+            if store_roots(self.connection, roots) > 0:
+                self._set_fact("roots_changed_in", self.generation)
 
     def roots(self) -> list[bytes]:
         """Return the absolute paths of indexed folders and files."""
@@ -183,8 +184,9 @@ class Catalogue:
         """Return whether there are changes to publish."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE ?1 IN (added_in, removed_in, missing_in))"""
-        are_dates_new = self._fact("dates_added_in", default=-1) == self.generation
-        return are_dates_new or bool(self._number(query, (self.generation,)))
+        facts = ("dates_added_in", "roots_changed_in")
+        is_fact_new = any(self._fact(name, default=-1) == self.generation for name in facts)
+        return is_fact_new or bool(self._number(query, (self.generation,)))
 
     def store_dates(self, dates: Sequence[tuple[int, str | None]]) -> None:
         """Commit when photos were taken, by row; `None` if their files do not say so."""
@@ -315,6 +317,7 @@ class Catalogue:
                     self.connection.execute(
                         f"DELETE FROM {table} WHERE path >= ? AND path < ?", interval
                     )
+            self._set_fact("roots_changed_in", self.generation)
         return removed
 
     def remove_at_rows(self, low: int, high: int) -> int:

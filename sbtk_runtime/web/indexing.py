@@ -41,7 +41,7 @@ class Progress:
         done: photos done in this phase, or files found.
         total: photos to embed; `None` unless embedding.
         rate: photos per second; 0 unless embedding.
-        report: the result of the last update that ended without an error.
+        report: the result of the last update that ended without an error; `None` after a removal.
         problem: why the last job failed; `None` if it did not.
         jobs: the number of jobs that have ended.
     """
@@ -172,7 +172,7 @@ class Indexer:
         self._set(phase="finding", done=0, total=None, rate=0.0, problem=None)
         report, problem = self._progress.report, None
         try:
-            report = job() or report
+            report = job()
         except KeyboardInterrupt:  # raised by `_tick`
             return
         except SbtkError as found:

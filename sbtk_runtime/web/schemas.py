@@ -358,7 +358,9 @@ class IndexingAnswer(BaseModel):
     jobs: int = Field(description="The number of updates and removals that have ended.")
     generation: int | None = Field(None, description="The gallery's generation that is served.")
     photos: int | None = Field(None, description="The number of searchable photos.")
-    report: IndexReportAnswer | None = Field(default=None, description="The last update's result.")
+    report: IndexReportAnswer | None = Field(
+        default=None, description="The last update's result; none after a removal."
+    )
     problem: ProblemAnswer | None = Field(default=None, description="Why the last update failed.")
 
 

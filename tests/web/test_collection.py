@@ -90,13 +90,30 @@ def test_folders_are_added_updated_and_forgotten(
     for count, folder in enumerate([odd, workplace.photos], start=4):
         assert ask(port, f"/v1/folders?under={quote(str(folder))}", "DELETE").status == 202
         state = after_jobs(port, count)
-        assert "problem" not in state, state
+        # What the last update said of the folder is no longer so.
+        assert not state.keys() & {"problem", "report"}, state
     until_generation(port, 6)
     assert folders(port) == {}
     assert query(port, sketch_png()).json()["hits"] == []
     assert len(list(odd.iterdir())) == 5
     ask(port, f"/v1/indexing?under={quote(str(odd))}", "POST")
     assert after_jobs(port, 6)["photos"] == 5
+
+
+def test_a_renamed_folder_is_added_again_and_its_old_name_removed(
+    place: tuple[Workplace, ServeProcess], tmp_path: Path
+) -> None:
+    workplace, process = place
+    port = process.port
+    renamed = workplace.photos.rename(tmp_path / "renamed")
+    ask(port, f"/v1/indexing?under={quote(str(renamed))}", "POST")
+    report = after_jobs(port, 1)["report"]
+    assert (report["moved"], report["new"]) == (8, 0)
+    assert folders(port)[str(workplace.photos)]["photos"] == 0
+    ask(port, f"/v1/folders?under={quote(str(workplace.photos))}", "DELETE")
+    assert "problem" not in after_jobs(port, 2)
+    until_generation(port, 3)
+    assert {name: one["photos"] for name, one in folders(port).items()} == {str(renamed): 8}
 
 
 def test_a_photos_folder_is_shown_in_the_file_manager(
@@ -195,6 +212,8 @@ def test_a_folder_that_cannot_be_indexed_is_refused(
     port = process.port
     missing = ask(port, f"/v1/indexing?under={quote(str(tmp_path / 'missing'))}", "POST")
     assert (missing.status, missing.code) == (422, "bad_folder")
+    too_long = ask(port, f"/v1/indexing?under=/{'x' * 300}", "POST")
+    assert (too_long.status, too_long.code) == (422, "bad_folder")
     assert ask(port, "/v1/indexing?under=relative", "POST").code == "bad_parameter"
     assert ask(port, "/v1/folders", "DELETE").code == "bad_parameter"
     # Known only once it is tried; the reason is in the state, and the gallery stays.
