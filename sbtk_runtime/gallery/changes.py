@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import PIL
 
@@ -243,18 +242,20 @@ class Changes:
         """
         lost: list[bytes] = []
         lost_before: list[bytes] = []
+        left_out_before: list[bytes] = []
         for path, is_missing in self._connection.execute(
             "SELECT path, is_missing FROM absent WHERE is_below_roots ORDER BY path"
         ):
             if not os.path.lexists(path):
                 (lost_before if is_missing else lost).append(path)
+            elif is_missing:
+                left_out_before.append(path)
         losses = []
         for root in self._roots:
             name = os.fsencode(root)
-            earlier = sum(_is_in(path, name) for path in lost_before)
-            before = self._known_below[root] + earlier
-            lost_here = earlier + sum(_is_in(path, name) for path in lost)
-            is_empty = not self._count_below("walked", root) and not Path(root).is_file()
+            before = self._known_below[root] - sum(_is_in(path, name) for path in left_out_before)
+            lost_here = sum(_is_in(path, name) for path in (*lost_before, *lost))
+            is_empty = not self._count_below("walked", root) and not os.path.isfile(root)  # noqa: PTH113
             # If photos are only left out, no disk is missing.
             is_bare = is_empty and (lost_here > 0 or not before) and not self._is_hidden(name)
             if 2 * lost_here > before or is_bare:
@@ -329,8 +330,8 @@ class Changes:
         return False
 
     def _count_below(self, table: str, root: str) -> int:
-        is_live = "removed_in IS NULL AND missing_in IS NULL AND" if table == "photos" else ""
-        query = f"SELECT count(*) FROM {table} WHERE {is_live} path >= ? AND path < ?"
+        is_known = "removed_in IS NULL AND" if table == "photos" else ""
+        query = f"SELECT count(*) FROM {table} WHERE {is_known} path >= ? AND path < ?"
         path = os.fsencode(root)
         return sum(
             int(self._connection.execute(query, interval).fetchone()[0])

@@ -216,7 +216,8 @@ def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
     Raises:
         BadData: there are no roots, or one is absent and unknown.
     """
-    absent = [root for root in roots if not root.exists()]
+    # A `Path` raises an error below a folder that may not be read, and for names that are too long.
+    absent = [root for root in roots if not os.path.exists(root)]  # noqa: PTH110
     known: list[Path] = []
     if absent and (folder / MANIFEST_NAME).exists():
         with closing(open_published(folder, no_notify)[1]) as view:

@@ -244,6 +244,17 @@ def test_a_folder_that_became_unreadable_keeps_its_photos(embedder: Embedder) ->
         with as_nobody(folder.parent):
             report = update_gallery(folder, [photos], embedder)
         assert (report.live, report.unchanged, report.unreadable) == (5, 5, 0)
+        # The folder that was indexed may be in one that is closed.
+        photos.rename(photos.parent / "closed")
+        photos.mkdir()
+        closed = (photos.parent / "closed").rename(photos / "closed")
+        with as_nobody(folder.parent):
+            update_gallery(folder, [closed], embedder)
+        photos.chmod(0)
+        with as_nobody(folder.parent):
+            report = update_gallery(folder, [closed], embedder)
+        assert (report.live, report.missing, report.unreadable) == (5, 0, 1)
+        assert failures(folder) == {"closed": "cannot be read: Permission denied"}
 
 
 def test_a_file_that_became_readable_is_embedded(embedder: Embedder) -> None:
