@@ -83,7 +83,12 @@ def command(
     if not photos and gallery is None:
         raise click.UsageError("Name the folders of your photos, as in: sbtk open ~/Pictures")
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.gallery.folder import make_folder, translate_os_errors
+    from sbtk_runtime.gallery.folder import (
+        check_model,
+        make_folder,
+        published_manifest,
+        translate_os_errors,
+    )
     from sbtk_runtime.gallery.update import roots_to_walk
 
     if gallery is None:
@@ -99,6 +104,10 @@ def command(
         else:
             options.existing_gallery(folder)
         bundle = bundle_to_index(model, folder, None)
+        if (folder / MANIFEST_NAME).exists():
+            # Another command may serve it already, with the model that made it.
+            made = published_manifest(folder)
+            check_model(folder, made.model_id, made.preprocessing, bundle)
     with translate_os_errors(folder):
         make_folder(folder)
     try:
@@ -134,11 +143,14 @@ def command(
                         *([service], listening, access_rules("127.0.0.1")), may_change=not read_only
                     )
     except AlreadyOpen as other:
-        output.notice(f"{other.found}: updating it", quiet=quiet)
-        update_at(other.address, photos)
+        output.notice(f"{other.found}, with the options given there: updating it", quiet=quiet)
+        refusal = update_at(other.address, photos)
+        if refusal is not None:
+            output.notice(f"the photos were not updated: {refusal}")
         output.answer(other.address)
         if not no_browser:
             open_browser(other.address, quiet=quiet)
+        return 0 if refusal is None else 3
     except KeyboardInterrupt:
         output.notice("Stopped.", quiet=quiet)
     return 0
@@ -220,8 +232,11 @@ def claim_server(folder: Path) -> Iterator[ServerRecord]:
         os.close(descriptor)
 
 
-def update_at(address: str, roots: Sequence[Path]) -> None:
+def update_at(address: str, roots: Sequence[Path]) -> SbtkError | None:
     """Ask the server at `address` to index folders; all of its folders if there are none.
+
+    Returns:
+        why it changes nothing, if it was started so.
 
     Raises:
         SbtkError: it refuses, or does not respond.
@@ -237,10 +252,14 @@ def update_at(address: str, roots: Sequence[Path]) -> None:
         except urllib.error.HTTPError as problem:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 error = json.load(problem)["error"]
-                raise SbtkError(error["message"].rstrip("."), "", error["next"]) from problem
+                refusal = SbtkError(error["message"].rstrip("."), "", error["next"])
+                if error["code"] == "read_only":
+                    return refusal
+                raise refusal from problem
             raise SbtkError(f"{address} refused to index: {problem}") from problem
         except OSError as problem:
             raise SbtkError(f"{address} does not respond: {problem}") from problem
+    return None
 
 
 class _Watcher(contextlib.ExitStack):

@@ -128,12 +128,28 @@ def test_folders_without_photos_end_the_command(tmp_path: Path, bundle: Path) ->
 
 def test_a_read_only_page_changes_nothing(tmp_path: Path, bundle: Path) -> None:
     write_photos(tmp_path / "photos", 3)
-    arguments = (tmp_path / "photos", "--gallery", tmp_path / "named.sbtk", "--read-only")
-    with opened(tmp_path / "home", bundle, *arguments) as (_, address):
+    arguments = (tmp_path / "photos", "--gallery", tmp_path / "named.sbtk")
+    with opened(tmp_path / "home", bundle, *arguments, "--read-only") as (_, address):
         port = port_of(address)
         wait_until(lambda: count(port) == 3)
         assert ask(port, "/v1/indexing", "POST").code == "read_only"
+        # It can be joined, but not updated.
+        with opened(tmp_path / "home", bundle, *arguments) as (second, joined):
+            assert joined == address
+            assert "not updated" in second.communicate(timeout=30)[1]
+            assert second.returncode == 3
     assert not (tmp_path / "home").exists()
+
+
+def test_a_gallery_of_another_model_is_not_joined(tmp_path: Path, bundle: Path) -> None:
+    write_photos(tmp_path / "photos", 3)
+    arguments = (tmp_path / "photos", "--gallery", tmp_path / "named.sbtk")
+    other = tiny_bundle(tmp_path / "other", seed=1)
+    with opened(tmp_path, bundle, *arguments) as (_, address):
+        wait_until(functools.partial(has_photos, port_of(address), 3))
+        with opened(tmp_path, other, *arguments) as (second, _):
+            assert "did not make" in second.communicate(timeout=30)[1]
+            assert second.returncode == 1
 
 
 @pytest.mark.parametrize(
