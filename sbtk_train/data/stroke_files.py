@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import count_text, printable_name
 
 #: Strokes of a drawing, each `(P, 2) float32`: x to the right and y down, in 0..255.
 Strokes = tuple[NDArray[np.float32], ...]
@@ -72,8 +72,8 @@ def read_stroke_file(path: Path) -> StrokeFile:
     """Return the drawings of a stroke file.
 
     Raises:
-        BadData: the file cannot be read, lacks an array, or its offsets, labels or points are out
-            of range.
+        BadData: the file cannot be read, lacks an array, has no drawing with a point, or its
+            offsets, labels or points are out of range.
     """
     arrays = _arrays(path)
     points, classes, labels = arrays["points"], arrays["classes"], arrays["labels"]
@@ -84,12 +84,14 @@ def read_stroke_file(path: Path) -> StrokeFile:
         )
     for name, offsets, end in (
         ("stroke_offsets", strokes, len(points)),
-        ("drawing_offsets", drawings, len(strokes) - 1),
+        ("drawing_offsets", drawings, strokes.size - 1),
     ):
         if not _are_offsets(offsets, end):
             raise _bad(path, f"{name} that do not run from 0 up to {end}", "ascending offsets")
     if classes.ndim != 1 or classes.dtype.kind != "U":
         raise _bad(path, f"classes of type {classes.dtype}", "a list of names")
+    if not all(str(name).strip() for name in classes):
+        raise _bad(path, "a class without a name", "a list of names")
     if labels.shape != (len(drawings) - 1,) or labels.dtype.kind not in "ui":
         raise _bad(path, f"labels of shape {labels.shape}", f"({len(drawings) - 1},) integers")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
@@ -110,18 +112,32 @@ def read_stroke_file(path: Path) -> StrokeFile:
         if inked:
             found.append(Drawing(path, number, inked))
             names.append(str(classes[labels[number]]))
+    if not found:
+        raise _bad(path, f"{count_text(len(labels), 'drawing')}, none with a point", "drawings")
     return StrokeFile(tuple(found), tuple(names), len(labels) - len(found))
 
 
 def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     try:
+        # NumPy would advise to unpickle other files.
+        if not zipfile.is_zipfile(path):
+            path.open("rb").close()
+            raise _bad(path, "not a zip file", "a NumPy archive (.npz) of strokes")
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in _ARRAYS if name not in archive]
             if missing:
                 raise _bad(path, f"no array {missing[0]!r}", ", ".join(_ARRAYS))
-            return {name: archive[name] for name in _ARRAYS}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+            arrays = {name: archive[name] for name in _ARRAYS}
+    except BadData:
+        raise
+    # On damaged files, zipfile and NumPy raise a dozen kinds of error.
+    except Exception as problem:
         raise _bad(path, str(problem), "a NumPy archive (.npz) of strokes") from problem
+    # What does not start as an array comes back as bytes.
+    strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if strange:
+        raise _bad(path, f"{strange[0]} that is no array", ", ".join(_ARRAYS))
+    return arrays
 
 
 def _are_offsets(offsets: NDArray[np.generic], end: int) -> bool:

@@ -54,6 +54,10 @@ def test_equal_strokes_have_one_identity(tmp_path: Path) -> None:
         ({"labels": np.array([0, 0])}, "labels of shape"),
         ({"labels": np.array([0.5])}, "labels of shape"),
         ({"classes": np.array([b"sun"])}, "classes of type"),
+        ({"classes": np.array([" "])}, "a class without a name"),
+        ({"stroke_offsets": np.array(2)}, "stroke_offsets"),
+        ({"drawing_offsets": np.array(2)}, "drawing_offsets"),
+        ({"drawing_offsets": np.array([0]), "labels": np.zeros(0, np.int8)}, "drawing_offsets"),
     ],
 )
 def test_damaged_files_are_refused_with_the_reason(
@@ -72,6 +76,37 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for path in (text, cut, other, tmp_path / "missing.npz"):
         with pytest.raises(BadData, match="is not a stroke file"):
             read_stroke_file(path)
+
+
+def test_a_file_of_empty_drawings_is_refused(tmp_path: Path) -> None:
+    path = write_strokes(tmp_path / "s.npz", [("sun", []), ("sun", [[]])])
+    with pytest.raises(BadData, match="2 drawings, none with a point"):
+        read_stroke_file(path)
+
+
+def test_every_error_of_zipfile_and_numpy_is_a_refusal(tmp_path: Path) -> None:
+    whole = write_strokes(tmp_path / "s.npz", [("sun", [polygon(40)]) for _ in range(50)])
+    packed = tmp_path / "packed.npz"
+    with np.load(whole) as arrays:
+        np.savez_compressed(packed, **arrays)
+        np.save(tmp_path / "array.npy", arrays["points"])
+    data = whole.read_bytes()
+    header, entry = data.index(b"(2050, 2)"), data.index(b"PK\x01\x02")
+    method, magic = entry + 10, data.index(b"NUMPY")
+    damaged = {"array": (tmp_path / "array.npy").read_bytes()}
+    for name, place, patch in (
+        ("header", header, b"((050"),
+        ("huge", header, b"(2050000000000, 2), }"),
+        ("method", method, b"a"),
+        ("bytes", magic, b"other"),
+    ):
+        damaged[name] = data[:place] + patch + data[place + len(patch) :]
+    deflated = packed.read_bytes()
+    damaged["deflated"] = deflated[:100] + bytes(300) + deflated[400:]
+    for name, content in damaged.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(BadData, match="is not a stroke file"):
+            read_stroke_file(tmp_path / f"{name}.npz")
 
 
 def test_objects_are_not_unpickled(tmp_path: Path) -> None:
