@@ -151,15 +151,16 @@ _OPTIONS = (
         multiple=True,
         type=options.PATH,
         metavar="PATH",
-        help="Further training sketches: a folder of class folders, or a stroke file (.npz). "
-        "Repeatable.",
+        help="Further training sketches: a folder of class folders, a list of images (.txt), or a "
+        "stroke file (.npz). Repeatable.",
     ),
     click.option(
         "--more-photos",
         multiple=True,
         type=options.PATH,
-        metavar="FOLDER",
-        help="Further training photos: a folder of class folders. Repeatable.",
+        metavar="PATH",
+        help="Further training photos: a folder of class folders, or a list of images (.txt). "
+        "Repeatable.",
     ),
     click.option(
         "--validation-classes",

@@ -126,9 +126,10 @@ def is_near(name: str, other: str) -> bool:
 
 
 def is_plural(name: str, other: str) -> bool:
-    """Return whether two names differ only by an ending -s or -es."""
+    """Return whether two names differ only by an ending: -s, -es, -ies for -y, -ves for -f(e)."""
     short, long = sorted((joined_key(name), joined_key(other)), key=len)
-    return long in (short, f"{short}s", f"{short}es")
+    irregular = (re.sub(r"y$", "ies", short), re.sub(r"fe?$", "ves", short))
+    return long in (short, f"{short}s", f"{short}es", *irregular)
 
 
 def suggest_names(name: str, classes: Iterable[str], most: int = 3) -> list[str]:

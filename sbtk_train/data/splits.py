@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_runtime.files import printable_name
+from sbtk_runtime.files import printable_name, printable_text
 from sbtk_train.data.class_names import (
     ClassNames,
     class_key,
@@ -455,10 +455,7 @@ def describe_absent(
 
 def describe_matches(match: ClassMatch) -> list[str]:
     """Return sentences on mismatches; none if the data have all, or none, of the unseen classes."""
-    notices = [
-        f"WARNING: {alike.name!r} is trained on; is it the unseen {alike.unseen!r}?"
-        for alike in match.look_alikes
-    ]
+    notices = [describe_look_alike(alike) for alike in match.look_alikes]
     if match.unseen and match.absent:
         notices.append(
             f"{len(match.absent)} of {len(match.absent) + len(match.unseen)} unseen classes of "
@@ -467,10 +464,15 @@ def describe_matches(match: ClassMatch) -> list[str]:
     return notices
 
 
+def describe_look_alike(alike: LookAlike) -> str:
+    """Return a sentence on a class to train on that may be an unseen one."""
+    return f"WARNING: {alike.name!r} is trained on; is it the unseen {alike.unseen!r}?"
+
+
 def join_names(names: Sequence[str], most: int = 8) -> str:
-    """Return the first names and the number of other names as text."""
+    """Return the first names, on one line, and the number of other names as text."""
     rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable_text, names[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 #: Most images of each kind to compare an export with torch.

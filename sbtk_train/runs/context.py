@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from sbtk_train.batches.pixels import Unreadable, drop_unreadable, load_pixels
 from sbtk_train.config import Compute, SbtknetRecipe, TrainConfig, choose_compute
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames, read_names
+from sbtk_train.data.image_set import select_images
 from sbtk_train.data.more_images import append_images, open_class_map, read_more
 from sbtk_train.data.splits import Split, find_export_problem, join_names, open_split, refuse_absent
 from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext, synchronise_batch_norms
@@ -163,11 +164,20 @@ def load_division(
             [Path(each) for each in config.more_sketches],
             [Path(each) for each in config.more_photos],
         )
-        divided = append_images(divided, split, more, open_class_map(config.class_map))
+        own, names = divided, open_class_map(config.class_map)
+        divided = append_images(own, split, more, names)
+        further = select_images(
+            divided.training,
+            sketches=range(len(own.training.sketches), len(divided.training.sketches)),
+            photos=range(len(own.training.photos), len(divided.training.photos)),
+        )
+        _, faults = drop_unreadable(further, config.workers)
+        if faults:
+            # A class may have nothing left.
+            unread = {fault.path for fault in faults}
+            divided = append_images(own, split, more.without(unread), names)
         for notice in divided.notices[len(division.notices) :]:
             notify(notice)
-        training, faults = drop_unreadable(divided.training, config.workers)
-        divided = replace(divided, training=training)
         for fault in faults:
             notify(f"left out {fault.path}: {fault.reason}")
         unreadable += faults

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,14 @@ def division(tmp_path_factory: pytest.TempPathFactory) -> Division:
 
 @pytest.fixture
 def strokes(tmp_path: Path, division: Division) -> Path:
-    names = (*division.training.classes, *division.validation.classes, "fence", "kite", "star")
+    names = (
+        *division.training.classes,
+        *division.validation.classes,
+        "fence",
+        "fences",
+        "kite",
+        "star",
+    )
     return write_strokes(tmp_path / "s.npz", [(name, [polygon(4)]) for name in names for _ in "ab"])
 
 
@@ -59,11 +67,12 @@ def test_unseen_classes_are_never_added(division: Division, strokes: Path) -> No
     names = ClassMap("map", {}, {"fence": ("n02701002",), "star": ("n02701002",)})
     whole = append_images(division, SPLIT, read_more([strokes], []), names)
     assert "fence" not in whole.training.classes
-    assert any("keeps unseen: fence" in notice for notice in whole.notices)
+    assert any("keeps unseen: fence, fences" in notice for notice in whole.notices)
 
 
 @pytest.mark.parametrize(
-    ("name", "target"), [("fence", "arch"), ("star", "Fence"), ("kite", "fence")]
+    ("name", "target"),
+    [("fence", "arch"), ("star", "Fence"), ("kite", "fences"), ("fences", "arch")],
 )
 def test_a_map_that_trains_on_an_unseen_class_is_refused(
     division: Division, strokes: Path, name: str, target: str
@@ -71,6 +80,17 @@ def test_a_map_that_trains_on_an_unseen_class_is_refused(
     more = read_more([strokes], [])
     with pytest.raises(BadData, match=r"(?i)keeps 'fence' unseen"):
         append_images(division, SPLIT, more, ClassMap("map", {name: target}))
+
+
+def test_an_included_map_leaves_out_what_a_split_keeps_unseen(
+    division: Division, tmp_path: Path
+) -> None:
+    photos = write_dataset(tmp_path / "more", ("airplanes", "kite"), sketches=0, photos=1) / "photo"
+    split = Split("own", ("airplane",))
+    names = open_class_map("quickdraw-caltech")
+    whole = append_images(division, split, read_more([], [photos]), names)
+    assert whole.training.classes == (*division.training.classes, "kite")
+    assert "left out 1 class that own keeps unseen: airplanes" in whole.notices
 
 
 def test_a_class_without_photos_or_synset_is_skipped_and_named(
@@ -130,3 +150,92 @@ def test_included_class_maps_name_no_unseen_class_of_sketchy() -> None:
     used = {*names.classes, *names.classes.values(), *names.imagenet} - {""}
     assert not [name for name in used if name in unseen]
     assert "SK-YE" in split_names()
+
+
+@pytest.mark.parametrize("name", ["fences", "Fence (wood)", "FENCES"])
+def test_other_names_of_unseen_classes_are_left_out_and_named(
+    division: Division, tmp_path: Path, name: str
+) -> None:
+    photos = write_dataset(tmp_path / "more", (name,), sketches=0, photos=1) / "photo"
+    more = read_more([], [photos])
+    whole = append_images(division, SPLIT, more, ClassMap())
+    assert whole.training.classes == division.training.classes
+    assert f"left out 1 class that own keeps unseen: {name}" in whole.notices
+    with pytest.raises(BadData, match="keeps 'fence' unseen"):
+        append_images(division, SPLIT, more, ClassMap("map", {name: name}))
+
+
+def test_plurals_of_validation_classes_are_kept_for_validation(
+    division: Division, tmp_path: Path
+) -> None:
+    name = f"{division.validation.classes[0]}s"
+    photos = write_dataset(tmp_path / "more", (name,), sketches=0, photos=1) / "photo"
+    whole = append_images(division, SPLIT, read_more([], [photos]), ClassMap())
+    assert whole.training.classes == division.training.classes
+    assert f"left out 1 class kept for validation: {name}" in whole.notices
+
+
+def test_similar_names_are_questioned_unless_the_map_has_them(
+    division: Division, tmp_path: Path
+) -> None:
+    plural = f"{division.training.classes[0]}s"
+    photos = write_dataset(tmp_path / "more", ("fenze", plural), sketches=0, photos=1) / "photo"
+    more = read_more([], [photos])
+    asked = append_images(division, SPLIT, more, ClassMap()).notices
+    assert "WARNING: 'fenze' is trained on; is it the unseen 'fence'?" in asked
+    assert any(f"{plural!r} is a class of its own beside {plural[:-1]!r}" in each for each in asked)
+    checked = ClassMap("map", {"fenze": "fenze", plural: plural})
+    told = append_images(division, SPLIT, more, checked).notices
+    assert not [each for each in told if "fenze" in each or plural in each]
+
+
+def test_spellings_of_a_name_are_one_class_in_sources_and_in_the_map(
+    division: Division, strokes: Path, tmp_path: Path
+) -> None:
+    photos = write_dataset(tmp_path / "more", ("Kite", "LAMP"), sketches=0, photos=1) / "photo"
+    names = ClassMap("map", {"lamp": " ", "lmap": "x"}, {"STAR": ("n02701002",)})
+    whole = append_images(division, SPLIT, read_more([strokes], [photos]), names)
+    assert whole.training.classes == (*division.training.classes, "Kite", "STAR")
+    label = whole.training.classes.index("Kite")
+    assert int((whole.training.sketch_labels == label).sum()) == 2
+    assert "left out 1 class that the class map leaves out: LAMP" in whole.notices
+    assert "1 of 2 classes of the class map are in no source: lmap" in whole.notices
+
+
+def test_what_is_not_read_in_folders_is_counted(tmp_path: Path) -> None:
+    photos = write_dataset(tmp_path / "more", ("kite",), sketches=0, photos=1) / "photo"
+    (photos / "kite" / "notes.txt").write_text("")
+    (photos / "kite" / "older").mkdir()
+    shutil.copy(photos / "kite" / "0.jpg", photos / "kite" / "older")
+    (photos / "lamp").mkdir()
+    told = "\n".join(read_more([], [photos]).notices)
+    assert "1 file among the photo images not read: 1 .txt" in told
+    assert "1 photo images in folders below a class folder" in told
+    assert "class folders without an image: lamp" in told
+
+
+def test_images_on_a_list_are_of_the_class_of_their_folder(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "more", ("kite", "lamp"), sketches=2, photos=2)
+    (root / "lists").mkdir()
+    listed = root / "lists" / "photos.txt"
+    listed.write_text("photo/kite/0.jpg 0\nphoto/lamp/1.jpg\n\nphoto/lamp/9.jpg 1\n")
+    own = root / "sketch" / "sketches.txt"
+    own.write_text("kite/1.png\n")
+    more = read_more([own], [listed])
+    assert more.sketches == {"kite": (root / "sketch" / "kite" / "1.png",)}
+    assert more.photos == {
+        "kite": (root / "photo" / "kite" / "0.jpg",),
+        "lamp": (root / "photo" / "lamp" / "1.jpg",),
+    }
+    (told,) = more.notices
+    assert "1 of the 3 images" in told
+    assert "lamp/9.jpg" in told
+    listed.write_text("kite/0.png 0\n")
+    with pytest.raises(BadData, match="none of the 1 image on"):
+        read_more([], [listed])
+
+
+def test_names_in_messages_are_on_one_line(division: Division, tmp_path: Path) -> None:
+    strokes = write_strokes(tmp_path / "s.npz", [("a\x1b[31m\nb", [polygon(4)])])
+    whole = append_images(division, SPLIT, read_more([strokes], []), ClassMap())
+    assert whole.notices[-1].endswith(r"a\x1b[31m\nb")

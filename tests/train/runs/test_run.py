@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -295,6 +296,31 @@ def test_a_run_with_further_drawings_resumes_to_the_same_student(
     train(config, stopped, lambda event: None, resume=True)
     assert read_config(stopped) == config
     assert (whole / STUDENT).read_bytes() == (stopped / STUDENT).read_bytes()
+
+
+def test_a_further_class_without_a_readable_photo_is_left_out(data: Path, tmp_path: Path) -> None:
+    more = write_dataset(tmp_path / "more", ("kite", "lamp"), sketches=2, photos=2)
+    for photo in (more / "photo" / "kite").iterdir():
+        photo.write_bytes(b"no photo")
+    (more / "photo" / "lamp" / "0.jpg").write_bytes(b"no photo")
+    config = replace(
+        tiny_config(data),
+        more_sketches=(str(more / "sketch"),),
+        more_photos=(str(more / "photo"),),
+    )
+    told: list[str] = []
+    with pytest.raises(BadData, match="3 of 8 images cannot be read"):
+        build_context(config, told.append)
+    for number in range(60):
+        shutil.copy(
+            more / "photo" / "lamp" / "1.jpg", more / "photo" / "lamp" / f"{number + 2}.jpg"
+        )
+    context = build_context(config, told.append)
+    training = context.division.training
+    assert training.classes[-1] == "lamp"
+    assert "kite" not in training.classes
+    assert len(context.unreadable) == 3
+    assert sum("left out" in text and "kite" in text for text in told) == 3
 
 
 @pytest.mark.slow
