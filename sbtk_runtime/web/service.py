@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.embedding.stream import BAD_ROW, trim_malloc
+from sbtk_runtime.embedding.stream import BAD_ROW
 from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineInfo, EngineOptions, Notify, no_notify
 from sbtk_runtime.engines.registry import validate_embeddings
 from sbtk_runtime.errors import BadImage, SbtkError
@@ -32,6 +32,7 @@ from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.gallery.photo_filter import Period
 from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+from sbtk_runtime.malloc import trim_malloc
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.rerank import Rerank, RerankChoice

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from sbtk_runtime.errors import BadConfig, SbtkError
+from sbtk_runtime.malloc import keep_freed_memory
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.batches.shards import BatchShard, make_generator
 from sbtk_train.config import Recipe, TrainConfig
@@ -148,6 +149,8 @@ class Trainer:
             TrainingDiverged: at the first loss or gradient that is not finite.
         """
         position, recipe = self._position, self._recipe
+        if self._context.compute.device.type == "cpu":
+            keep_freed_memory()
         while position.epoch < recipe.epochs and not self._is_patience_over():
             self._run_epoch()
             self._finish_epoch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import shutil
 import tomllib
@@ -15,6 +16,7 @@ import torch
 
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file
+from sbtk_runtime.malloc import keep_freed_memory
 from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, make_recipe, read_config
 from sbtk_train.progress import EpochDone, StepDone
@@ -23,6 +25,7 @@ from sbtk_train.runs.context import build_context
 from sbtk_train.runs.evaluate import make_pixel_embedder, score
 from sbtk_train.runs.loop import Trainer, TrainingDiverged
 from sbtk_train.runs.run import new_run_folder, train
+from tests.freed_memory import NEEDS_GLIBC, cleared_bytes
 from tests.tiny_data import polygon, quick_config, write_dataset, write_strokes
 
 
@@ -63,6 +66,19 @@ def test_a_run_writes_the_documented_files(data: Path, tmp_path: Path) -> None:
     assert tomllib.loads((folder / "config.resolved.toml").read_text())["recipe"]["epochs"] == 2
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert not list(folder.glob(".*tmp*"))
+
+
+@NEEDS_GLIBC
+def test_a_run_keeps_memory_for_its_next_step(data: Path, tmp_path: Path) -> None:
+    keep_freed_memory.cache_clear()
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-4, 65_536)  # M_MMAP_MAX, as at the start of a process
+    libc.malloc_trim(0)
+    block_bytes = 64 << 20
+    assert cleared_bytes(block_bytes) > block_bytes / 2
+    run(tiny_config(data, epochs=1), tmp_path / "run")
+    cleared_bytes(block_bytes)
+    assert cleared_bytes(block_bytes) < block_bytes / 8
 
 
 @pytest.mark.slow
