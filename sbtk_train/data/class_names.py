@@ -162,14 +162,14 @@ def read_names(file: Path, what: str) -> list[str]:
         reason = problem.strerror or problem
         raise BadConfig(
             f"{what} {printable_name(file)} cannot be read: {reason}",
-            "a text file with one class per line",
+            "a text file with one name a line",
         ) from problem
     encoding = _other_encoding(data)
     if encoding:
         shown = printable_name(file)
         raise BadConfig(
             f"{what} {shown} is not UTF-8 text; it looks like {encoding}",
-            "UTF-8, one class per line",
+            "UTF-8, one name a line",
             f"iconv -f {encoding} -t UTF-8 {shown} > utf8.txt, and name utf8.txt",
         )
     # Not splitlines(), which also splits at characters that a name may contain.

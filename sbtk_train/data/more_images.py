@@ -291,7 +291,12 @@ def _read_files(source: Path, kind: Kind, notices: list[str]) -> list[tuple[str,
         )
     images = scan([source])
     if not images.paths:
-        raise BadData(f"{shown} has no images in class folders", "a folder of class folders")
+        deeper = [printable_name(folder.parent) for folder, _ in images.ignored.nested]
+        raise BadData(
+            f"{shown} has no images in class folders",
+            "a folder of class folders",
+            f"name {deeper[0]}" if deeper else "",
+        )
     notices += [f"{shown}: {each}" for each in describe_ignored(kind, images.ignored)]
     if bare := sorted(set(images.names) - set(images.name_of)):
         notices.append(f"{shown}: class folders without an image: {join_names(bare)}")

@@ -132,6 +132,12 @@ def load_division(
         BadData: the data cannot be trained on.
     """
     unreadable: list[Unreadable] = []
+    names, more = open_class_map(config.class_map), None
+    if config.more_sketches or config.more_photos:
+        more = read_more(
+            [Path(each) for each in config.more_sketches],
+            [Path(each) for each in config.more_photos],
+        )
     seen = split.seen_among(data.classes)
     absent = len(data.classes) == len(seen)
     if absent:
@@ -159,12 +165,8 @@ def load_division(
     for fault in unreadable:
         notify(f"left out {fault.path}: {fault.reason}")
     divided = Division(**parts, notices=division.notices)
-    if config.more_sketches or config.more_photos:
-        more = read_more(
-            [Path(each) for each in config.more_sketches],
-            [Path(each) for each in config.more_photos],
-        )
-        own, names = divided, open_class_map(config.class_map)
+    if more is not None:
+        own = divided
         divided = append_images(own, split, more, names)
         further = select_images(
             divided.training,

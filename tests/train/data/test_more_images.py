@@ -132,6 +132,12 @@ def test_empty_sources_are_refused(tmp_path: Path) -> None:
             read_more(sketches, photos)
 
 
+def test_the_folder_above_a_source_is_refused_with_its_name(tmp_path: Path) -> None:
+    more = write_dataset(tmp_path / "more", ("kite",), sketches=0, photos=1)
+    with pytest.raises(BadData, match=r"next: name .*/more/photo$"):
+        read_more([], [more])
+
+
 @pytest.mark.parametrize(
     "text",
     ["no toml", "[classes]\na = 1\n", '[imagenet]\na = "n1"\n', "[imagenet]\na = []\n", "[x]\n"],
