@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -222,4 +223,7 @@ def _sentence(problem: SbtkError) -> str:
 
 
 def _as_sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+    # Names of files and options stay as they are.
+    if re.match(r"[a-z][a-z-]*[,:]?(\s|$)", text):
+        text = text[:1].upper() + text[1:]
+    return text if text.endswith(".") else f"{text}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import io
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from sbtk_runtime.errors import BadGallery
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.images import MAX_DECODE_BYTES
+from sbtk_runtime.web.errors import refusal_of
 from tests.serve_client import all_received, ask, connected, png, query, sketch_png
 from tests.serve_process import ServeProcess
 from tests.tiny import tiny_sketch
@@ -150,6 +153,19 @@ def test_hits_are_ordered_by_the_parameter_rerank(server: ServeProcess, shared: 
     assert similar.status == 200
     wrong = query(server.port, sketch, "?rerank=magic")
     assert (wrong.status, wrong.code) == (422, "bad_parameter")
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ("photos.sbtk has no neighbours", "photos.sbtk has no neighbours."),
+        ("--rerank expand of a collection", "--rerank expand of a collection."),
+        ("the gallery is empty", "The gallery is empty."),
+        ("empty", "Empty."),
+    ],
+)
+def test_messages_begin_with_a_capital_except_for_names(found: str, shown: str) -> None:
+    assert json.loads(refusal_of(BadGallery(found)).body())["error"]["message"] == shown
 
 
 def test_a_small_gallery_returns_all_its_photos(server: ServeProcess) -> None:
