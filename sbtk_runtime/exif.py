@@ -6,6 +6,7 @@ and texts are plain, short and on one line.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import math
@@ -149,6 +150,9 @@ def _text(value: Any) -> str | None:
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str):
         return None
+    # Pillow takes texts for Latin-1; many cameras and programs write UTF-8.
+    with contextlib.suppress(UnicodeError):
+        value = value.encode("latin-1").decode("utf-8")
     text = printable_text(value.partition("\0")[0].strip())
     return text[:_MOST_LETTERS] or None
 
@@ -188,15 +192,17 @@ def _exposure(photo: Mapping[int, Any]) -> str | None:
 
 def _place(gps: Mapping[int, Any]) -> tuple[float | None, float | None]:
     """Return latitude and longitude; neither at 0, 0, where cameras without a fix are."""
-    latitude = _degrees(gps.get(_LATITUDE), gps.get(_LATITUDE_REF), "S", 90)
-    longitude = _degrees(gps.get(_LONGITUDE), gps.get(_LONGITUDE_REF), "W", 180)
+    latitude = _degrees(gps.get(_LATITUDE), gps.get(_LATITUDE_REF), "NS", 90)
+    longitude = _degrees(gps.get(_LONGITUDE), gps.get(_LONGITUDE_REF), "EW", 180)
     if latitude is None or longitude is None or (latitude == 0 and longitude == 0):
         return None, None
     return latitude, longitude
 
 
-def _degrees(value: Any, ref: Any, negative: str, most: float) -> float | None:
-    if not isinstance(value, tuple) or not 1 <= len(value) <= 3:
+def _degrees(value: Any, ref: Any, letters: str, most: float) -> float | None:
+    """Return signed degrees; `None` if `ref` names neither side, of which the first is positive."""
+    side = letters.find((_text(ref) or "?")[0].upper())
+    if side < 0 or not isinstance(value, tuple) or not 1 <= len(value) <= 3:
         return None
     try:
         parts = [float(part) for part in value]
@@ -207,5 +213,4 @@ def _degrees(value: Any, ref: Any, negative: str, most: float) -> float | None:
     degrees = sum((part / 60.0**power for power, part in enumerate(parts)), start=0.0)
     if degrees > most:
         return None
-    is_negative = (_text(ref) or "").upper().startswith(negative)
-    return float(round(-degrees if is_negative else degrees, 6))
+    return float(round(-degrees if side else degrees, 6))

@@ -105,6 +105,8 @@ def test_an_impossible_date_gives_way_to_the_next() -> None:
         {1: "N", 2: (9.0, 0.0, 0.0), 3: "E", 4: (1e9, 0.0, 0.0)},
         {1: "N", 2: (IFDRational(0, 0), 0.0, 0.0), 3: "E", 4: (10.0, 0.0, 0.0)},
         {1: "N", 2: (50.0, 0.0, 0.0)},
+        {2: (50.0, 0.0, 0.0), 4: (10.0, 0.0, 0.0)},
+        {1: "X", 2: (50.0, 0.0, 0.0), 3: "E", 4: (10.0, 0.0, 0.0)},
         {},
     ],
 )
@@ -121,6 +123,12 @@ def test_texts_are_short_and_on_one_line() -> None:
     assert details.camera.startswith("<script>alert(1)</script> a")
     assert len(details.camera) <= 80
     assert details.lens is None
+
+
+def test_texts_in_utf_8_are_read() -> None:
+    base = {0x010F: "Caméra".encode(), 0x0110: "\u202eאגד".encode()}
+    assert read_details(file_with(base, {}, {})).camera == r"Caméra \u202eאגד"
+    assert read_details(file_with({0x0110: "Caméra".encode("latin-1")}, {}, {})).camera == "Caméra"
 
 
 @pytest.mark.parametrize("value", [IFDRational(0, 0), IFDRational(1, 0), 0, "text", b"\xff", ()])
