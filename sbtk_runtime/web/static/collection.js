@@ -79,9 +79,10 @@ function showIndexing() {
   }
   const count = state.photos == null ? "" : `${state.photos.toLocaleString("en")} photos searchable`;
   showStatus(resultText(indexing) || count, state.problem != null || indexing.isInterrupted);
-  const leftOut = state.report?.left_out ?? [];
-  byId("left-out", HTMLElement).hidden = leftOut.length === 0;
-  byId("left-out-list", HTMLUListElement).replaceChildren(...leftOut.map((text) => textItem(text, "")));
+  const { warnings = [], notices = [], left_out: leftOut = [] } = state.report ?? {};
+  const remarks = [...warnings, ...notices, ...leftOut];
+  byId("remarks", HTMLElement).hidden = remarks.length === 0;
+  byId("remarks-list", HTMLUListElement).replaceChildren(...remarks.map((text) => textItem("", text)));
   if (jobs >= 0 && jobs !== state.jobs) void load();
   jobs = state.jobs;
 }
