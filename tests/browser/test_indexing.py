@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: Photos to index while the page is open: several batches of 32.
 _MANY = 192
 _POSTS = "performance.getEntriesByName(`${location.origin}/v1/indexing`).length"
+_AS_A_HIDDEN_PAGE = """Object.defineProperty(document, "visibilityState", {
+    get: () => window.isShown ? "visible" : "hidden",
+})"""
 _PROGRESS = re.compile(r"Indexing (\d+) of (\d+) photos")
 
 
@@ -147,6 +150,22 @@ def test_a_drive_is_unplugged_and_comes_back(browser: Browser, place: Path) -> N
         visit.look()
         visit.wait_until("() => document.querySelectorAll('#hits > li').length === 7")
         visit.wait_until("() => document.querySelectorAll('#hits li.is-failed').length === 0")
+
+
+def test_a_hidden_page_keeps_no_connection(browser: Browser, place: Path) -> None:
+    with served(place) as process, Visit(browser, process.origin) as visit:
+        events: list[str] = []
+        visit.context.on("request", lambda one: events.extend(re.findall("events$", one.url)))
+        visit.context.add_init_script(_AS_A_HIDDEN_PAGE)
+        visit.page.goto(f"{visit.origin}/collection")
+        visit.page.locator("#folders li").first.wait_for()
+        visit.page.get_by_role("button", name="Update all").click()
+        visit.wait_until(f"() => {_POSTS} > 0")
+        assert events == []
+        visit.page.evaluate("window.isShown = true")
+        visit.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        visit.page.get_by_text("7 photos searchable: nothing new").wait_for()
+        assert events != []
 
 
 def test_the_last_folder_is_removed(browser: Browser, place: Path) -> None:

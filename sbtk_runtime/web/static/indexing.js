@@ -16,6 +16,8 @@ export class IndexingMonitor extends EventTarget {
   isInterrupted = false;
   /** @type {EventSource | null} */
   #source = null;
+  /** Whether it follows the server, when the page is visible. */
+  #isWatching = false;
   /** @type {number | undefined} */
   #timer;
 
@@ -23,15 +25,15 @@ export class IndexingMonitor extends EventTarget {
     super();
     // A connection that was open while the computer slept may be dead without an error.
     const renew = () => {
-      if (this.#source !== null && document.visibilityState === "visible") this.#connect();
+      if (this.#isWatching) this.#connect();
     };
     document.addEventListener("visibilitychange", renew);
     window.addEventListener("online", renew);
   }
 
-  /** Follows the progress until the server has nothing to do: browsers keep few connections to a server. */
+  /** Follows the progress until the server has nothing to do. */
   watch() {
-    if (this.#source === null) this.#connect();
+    if (!this.#isWatching) this.#connect();
   }
 
   /** Follows what the server has accepted just now: an open connection may still deliver that it has nothing to do. */
@@ -45,6 +47,9 @@ export class IndexingMonitor extends EventTarget {
 
   #connect() {
     this.#stop();
+    this.#isWatching = true;
+    // All windows share the few connections that browsers keep to a server: hidden ones leave them to others.
+    if (document.visibilityState === "hidden") return;
     const source = (this.#source = new EventSource("v1/indexing/events"));
     source.addEventListener("indexing", (event) => {
       const before = this.state;
@@ -80,6 +85,7 @@ export class IndexingMonitor extends EventTarget {
     clearTimeout(this.#timer);
     this.#source?.close();
     this.#source = null;
+    this.#isWatching = false;
   }
 }
 
