@@ -260,13 +260,13 @@ def append_images(division: Division, split: Split, more: MoreImages, names: Cla
 def _describe_look_alikes(
     names: Sequence[str], split: Split, classes: Sequence[str]
 ) -> Iterator[str]:
-    """Yield sentences on further classes that may be an unseen class, or one of the data set."""
-    for name in names:
+    """Yield sentences on further classes that may be an unseen class, or another one."""
+    for place, name in enumerate(names):
         for unseen in split.unseen:
             if is_near(name, unseen):
                 yield describe_look_alike(LookAlike(name, unseen))
-        if own := _find_alike(name, classes):
-            yield f"{name!r} is a class of its own beside {own!r}; --class-map can make them one"
+        if other := _find_alike(name, (*classes, *names[:place])):
+            yield f"{name!r} is a class of its own beside {other!r}; --class-map can make them one"
 
 
 def _describe_unused(names: ClassMap, used: Collection[str | None]) -> Iterator[str]:
@@ -324,7 +324,7 @@ def _read_list(file: Path, notices: list[str]) -> list[tuple[str, Path]]:
         )
     if missing:
         notices.append(
-            f"{len(missing)} of the {count_text(len(paths), 'image')} on {shown} are missing; "
+            f"{shown}: {len(missing)} of {count_text(len(paths), 'image')} missing; "
             f"first {printable_name(missing[0])}"
         )
     return [(path.parent.name, path) for path in paths if path in existing]

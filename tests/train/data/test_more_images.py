@@ -185,11 +185,15 @@ def test_similar_names_are_questioned_unless_the_map_has_them(
     division: Division, tmp_path: Path
 ) -> None:
     plural = f"{division.training.classes[0]}s"
-    photos = write_dataset(tmp_path / "more", ("fenze", plural), sketches=0, photos=1) / "photo"
+    photos = (
+        write_dataset(tmp_path / "more", ("fenze", "kite", "Kites", plural), sketches=0, photos=1)
+        / "photo"
+    )
     more = read_more([], [photos])
     asked = append_images(division, SPLIT, more, ClassMap()).notices
     assert "WARNING: 'fenze' is trained on; is it the unseen 'fence'?" in asked
-    assert any(f"{plural!r} is a class of its own beside {plural[:-1]!r}" in each for each in asked)
+    for name, other in ((plural, plural[:-1]), ("kite", "Kites")):
+        assert any(f"{name!r} is a class of its own beside {other!r}" in each for each in asked)
     checked = ClassMap("map", {"fenze": "fenze", plural: plural})
     told = append_images(division, SPLIT, more, checked).notices
     assert not [each for each in told if "fenze" in each or plural in each]
@@ -234,7 +238,7 @@ def test_images_on_a_list_are_of_the_class_of_their_folder(tmp_path: Path) -> No
         "lamp": (root / "photo" / "lamp" / "1.jpg",),
     }
     (told,) = more.notices
-    assert "1 of the 3 images" in told
+    assert "photos.txt: 1 of 3 images missing; first " in told
     assert "lamp/9.jpg" in told
     listed.write_text("kite/0.png 0\n")
     with pytest.raises(BadData, match="none of the 1 image on"):
