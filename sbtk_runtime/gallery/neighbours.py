@@ -8,6 +8,7 @@ searched has fewer or additional neighbours, but no wrong ones.
 from __future__ import annotations
 
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,14 +80,16 @@ def load_neighbours(folder: Path, dim: int) -> Neighbours:
             f"{printable_name(folder)} has no neighbours of its photos to re-rank by", "", advice
         )
     try:
-        # Each array's CRC-32 is checked as it is read.
-        with (
-            os.fdopen(open_regular(path), "rb") as opened,
-            np.load(opened, allow_pickle=False) as file,
-        ):
-            version, of_dim = (int(number) for number in file["format"])
-            rows = file["rows"].astype(np.int64)
-            near, similarities = file["near"].astype(np.int64), file["similarities"]
+        with os.fdopen(open_regular(path), "rb") as opened:
+            # NumPy would advise to unpickle other files.
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("not a zip file")
+            opened.seek(0)
+            # Each array's CRC-32 is checked as it is read.
+            with np.load(opened, allow_pickle=False) as file:
+                version, of_dim = (int(number) for number in file["format"])
+                rows = file["rows"].astype(np.int64)
+                near, similarities = file["near"].astype(np.int64), file["similarities"]
     except OSError as problem:
         raise BadGallery(*read_refused(path, problem)) from problem
     except MemoryError:

@@ -158,3 +158,9 @@ def test_every_error_of_zipfile_counts_as_damage(tmp_path: Path, vectors: Vector
                 load_neighbours(tmp_path, DIM)
             except BadGallery as problem:
                 assert problem.next_step
+
+
+def test_the_error_for_another_file_does_not_advise_to_unpickle_it(tmp_path: Path) -> None:
+    (tmp_path / NEIGHBOURS_NAME).write_text("text")
+    with pytest.raises(BadGallery, match="is damaged: not a zip file"):
+        load_neighbours(tmp_path, DIM)
