@@ -33,6 +33,12 @@ SURFACES = (
     Surface("tensorrt_rtx", "1.7.1"),
 )
 
+
+def surface_name(surface: Surface) -> str:
+    """Return the name of a surface, for the names of tests."""
+    return f"{surface.module}-{surface.version}"
+
+
 _ENUMERATIONS = (
     "BuilderFlag",
     "DataType",

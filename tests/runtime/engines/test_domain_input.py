@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,8 @@ from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 from tests.fakes.tensorrt_world import Surface
 from tests.tiny import tiny_bundle, tiny_model, write_photos, write_sketch, write_tiny_manifest
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 ON_A_CPU = ("onnxruntime", "openvino")
 BATCH = 8
 
@@ -40,25 +41,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(tiny_bundle(tmp_path_factory.mktemp("plain")))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def _name(surface: Surface) -> str:
-    return f"{surface.module}-{surface.version}"
-
-
-@pytest.fixture(params=SURFACES, ids=_name)
-def machine(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FakeMachine]:
-    """A machine with each TensorRT by turns; nothing may be left on its GPU at the end."""
-    machine = fake_machine(monkeypatch, request.param)
-    yield machine
-    assert not machine.alive()
 
 
 def images(count: int, seed: int = 0) -> NDArray[np.uint8]:

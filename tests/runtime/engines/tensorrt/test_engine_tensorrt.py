@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
@@ -35,17 +34,21 @@ from sbtk_runtime.engines.tensorrt.engine import (
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.engines.tensorrt.pipeline import Network
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra, SbtkError
-from tests.fakes.machine import SURFACES, FakeMachine, fake_machine, install_cuda
+from tests.fakes.machine import (
+    SURFACES,
+    FakeMachine,
+    fake_machine,
+    install_cuda,
+    surface_name,
+)
 from tests.fakes.tensorrt_world import Surface
 from tests.processes import run_python
 from tests.tiny import tiny_bundle, tiny_model
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 BATCH = 8
 IMAGE_BYTES = 224 * 224 * 3
-
-
-def _name(surface: Surface) -> str:
-    return f"{surface.module}-{surface.version}"
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +63,6 @@ def expected(bundle: Bundle) -> NDArray[np.float32]:
     rows = engine.run(_images(40), "photo")
     engine.close()
     return rows
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(params=SURFACES, ids=_name)
-def machine(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FakeMachine]:
-    """A machine of two GPUs with each TensorRT by turns; nothing may be left on it at the end."""
-    machine = fake_machine(monkeypatch, request.param, gpus=2)
-    yield machine
-    assert not machine.alive()
-
-
-@pytest.fixture
-def ten(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMachine]:
-    """A machine with TensorRT 10, for what does not depend on the version."""
-    machine = fake_machine(monkeypatch, SURFACES[0])
-    yield machine
-    assert not machine.alive()
 
 
 def _images(count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -516,7 +495,7 @@ def test_a_precision_that_the_bundle_lacks_is_named(ten: FakeMachine, bundle: Bu
 # --- machines ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("surface", SURFACES, ids=_name)
+@pytest.mark.parametrize("surface", SURFACES, ids=surface_name)
 @pytest.mark.parametrize(
     ("lack", "kind", "found", "next_step"),
     [
@@ -681,7 +660,7 @@ def test_a_failing_probe_quotes_tensorrt(machine: FakeMachine, fault: str) -> No
         probe_tensorrt(machine.world.surface.module)
 
 
-@pytest.mark.parametrize("surface", SURFACES[:2], ids=_name)
+@pytest.mark.parametrize("surface", SURFACES[:2], ids=surface_name)
 def test_open_engine_builds_caches_and_runs(
     monkeypatch: pytest.MonkeyPatch,
     bundle: Bundle,

@@ -7,7 +7,7 @@ own parser and builder take the graph, too, where it is installed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +35,18 @@ from sbtk_runtime.errors import BadModel, EngineUnavailable, SbtkError
 from sbtk_runtime.preprocess import KINDS, Kind
 from sbtk_runtime.region_graph import region_graph
 from sbtk_runtime.regions import GRIDS, RegionGrid, grid_of
-from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
-from tests.fakes.tensorrt_world import PLAN_MAGIC, Surface
+from tests.fakes.machine import FakeMachine
+from tests.fakes.tensorrt_world import PLAN_MAGIC
 from tests.tiny import tiny_bundle, tiny_photo
 from tests.tiny_regions import tiny_map_bundle, tiny_map_model
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 #: A map of 3 x 3 cells with four windows and one: small, so that many images are quick.
 SMALL = RegionGrid(96, ((2, 1), (3, 1)))
 BATCHES = BuildSettings(1, 4, 8)
 
 Rows = NDArray[np.float32]
-
-
-def _name(surface: Surface) -> str:
-    return f"{surface.module}-{surface.version}"
 
 
 @pytest.fixture(scope="module")
@@ -60,29 +58,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def told(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle whose model takes the kind of image as well."""
     return Bundle.open(tiny_map_bundle(tmp_path_factory.mktemp("told"), has_domain=True))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(params=SURFACES, ids=_name)
-def machine(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FakeMachine]:
-    """A machine with each TensorRT by turns; nothing may be left on it at the end."""
-    machine = fake_machine(monkeypatch, request.param)
-    yield machine
-    assert not machine.alive()
-
-
-@pytest.fixture
-def ten(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMachine]:
-    """A machine with TensorRT 10, for what does not depend on the version."""
-    machine = fake_machine(monkeypatch, SURFACES[0])
-    yield machine
-    assert not machine.alive()
 
 
 def images(count: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
