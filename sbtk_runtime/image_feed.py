@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -392,13 +392,14 @@ _turn = threading.Lock()
 
 def decode_in_subprocess(
     data: bytes, problem: LargeImage, *task: str
-) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Decode an image file in a separate process; return its pixels and notices.
+) -> tuple[NDArray[np.uint8], list[Any]]:
+    """Decode an image file in a separate process; return its pixels, and notices or boxes.
 
     Args:
         data: the bytes of the file.
         problem: the error that says how much memory it takes.
-        task: `"prepare", preprocessing, kind, size_px` or `"thumbnail", size_px`.
+        task: `"prepare", preprocessing, kind, size_px`, `"thumbnail", size_px`, or `"tiles",
+            size_px` for the tiles `(T, S, S, 3)` of a photo and the box of each.
 
     Raises:
         LargeImage: the image exceeds `MAX_APART_BYTES`.
@@ -431,7 +432,7 @@ def decode_in_subprocess(
     reply = json.loads(head)
     if "error" in reply:
         raise _ERRORS[reply["error"]](*reply["words"])
-    return np.frombuffer(body, np.uint8).reshape(reply["shape"]), tuple(reply["notices"])
+    return np.frombuffer(body, np.uint8).reshape(reply["shape"]), reply["remarks"]
 
 
 def _too_slow() -> SlowImage:
@@ -446,7 +447,7 @@ def _main(task: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (_MOST_DATA_BYTES, _MOST_DATA_BYTES))
     data = sys.stdin.buffer.read()
     try:
-        pixels, notices = _run_task(data, task)
+        pixels, remarks = _run_task(data, task)
     except SbtkError as problem:
         kind = type(problem).__name__
         words = (problem.found, problem.expected, problem.next_step)
@@ -456,21 +457,28 @@ def _main(task: list[str]) -> None:
         reply = {"error": "BadImage", "words": ("not enough memory to decode the image",)}
         body = b""
     else:
-        reply = {"shape": pixels.shape, "notices": notices}
+        reply = {"shape": pixels.shape, "remarks": remarks}
         body = pixels.tobytes()
     sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n" + body)
     sys.stdout.buffer.flush()
 
 
-def _run_task(data: bytes, task: list[str]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+def _run_task(data: bytes, task: list[str]) -> tuple[NDArray[np.uint8], Sequence[Any]]:
     from PIL import AvifImagePlugin
 
-    from sbtk_runtime import preprocess, thumbnail
+    from sbtk_runtime import preprocess, regions, thumbnail
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if task[0] == "thumbnail":
         made = thumbnail.thumbnail(data, int(task[1]), max_bytes=MAX_APART_BYTES)
         return np.asarray(made, dtype=np.uint8), ()
+    if task[0] == "tiles":
+        size_px = int(task[1])
+        opened = preprocess.open_image(data, "photo", size_px, max_bytes=MAX_APART_BYTES)
+        tiles = regions.cut_tiles(opened.decode().image, size_px)
+        none = np.empty((0, size_px, size_px, 3), dtype=np.uint8)
+        pixels = np.concatenate([none, *(tile.pixels[None] for tile in tiles)])
+        return pixels, [tile.box for tile in tiles]
     kind, size_px = preprocess.require_kind(task[2]), int(task[3])
     preprocessing = preprocess.PREPROCESSINGS[task[1]]
     prepared = preprocessing.prepare(data, kind, size_px, max_bytes=MAX_APART_BYTES)

@@ -171,7 +171,8 @@ class Preprocessing:
             BadImage: it is too large for any process; otherwise as `prepare`.
         """
         task = ("prepare", self.name, kind, str(size_px))
-        return Prepared(*decode_in_subprocess(data, problem, *task))
+        pixels, notices = decode_in_subprocess(data, problem, *task)
+        return Prepared(pixels, tuple(notices))
 
     def prepare_image(
         self,

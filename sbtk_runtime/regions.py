@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, LargeImage
+from sbtk_runtime.image_feed import decode_in_subprocess
 from sbtk_runtime.preprocess import SIZE_PX, Pixels, photo_pixels
 
 #: Side of the square of pixels that one cell of a model's feature map is computed for.
@@ -127,8 +128,8 @@ class Tile:
         return np.asarray(np.minimum(boxes, np.float32(1.0)))
 
 
-def cut_tiles(image: Image.Image, grid: RegionGrid) -> tuple[Tile, ...]:
-    """Return the parts of a decoded photo whose windows are embedded.
+def cut_tiles(image: Image.Image, size_px: int) -> tuple[Tile, ...]:
+    """Return the parts of a decoded photo whose windows are embedded, `size_px` wide and high.
 
     This is the whole photo, or for a panorama, overlapping squares along its length. A photo that
     is smaller than the model's input has none, since its parts would show no more detail.
@@ -138,14 +139,24 @@ def cut_tiles(image: Image.Image, grid: RegionGrid) -> tuple[Tile, ...]:
         return ()
     spans = _spans(max(width, height) / min(width, height))
     if len(spans) == 1:
-        return (Tile(photo_pixels(image, grid.size_px)),)
+        return (Tile(photo_pixels(image, size_px)),)
     tiles = []
     for start, length in spans:
         box = (start, 0.0, length, 1.0) if width > height else (0.0, start, 1.0, length)
         left, top = round(box[0] * width), round(box[1] * height)
         right, bottom = left + round(box[2] * width), top + round(box[3] * height)
-        tiles.append(Tile(photo_pixels(image.crop((left, top, right, bottom)), grid.size_px), box))
+        tiles.append(Tile(photo_pixels(image.crop((left, top, right, bottom)), size_px), box))
     return tuple(tiles)
+
+
+def cut_tiles_apart(data: bytes, problem: LargeImage, size_px: int) -> tuple[Tile, ...]:
+    """Return the `cut_tiles` of the bytes of a photo that is too large to decode in this process.
+
+    Raises:
+        BadImage: it is too large for any process, or cannot be read.
+    """
+    pixels, boxes = decode_in_subprocess(data, problem, "tiles", str(size_px))
+    return tuple(Tile(*each) for each in zip(pixels, map(tuple, boxes), strict=True))
 
 
 def _spans(aspect: float) -> list[tuple[float, float]]:

@@ -28,7 +28,7 @@ from sbtk_runtime.engines.registry import Embeddings, Engine, Images, validate_e
 from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.malloc import trim_malloc
 from sbtk_runtime.preprocess import Kind, Prepared, Preprocessing, open_image
-from sbtk_runtime.regions import Boxes, RegionGrid, Tile, cut_tiles, input_side
+from sbtk_runtime.regions import Boxes, RegionGrid, Tile, cut_tiles, cut_tiles_apart, input_side
 
 BAD_ROW = "the model's embedding is not finite or not of length 1"
 
@@ -437,7 +437,7 @@ class _Work:
                 decoded.image, self._kind, notices=decoded.notices
             )
             if self._grid is not None:
-                self._tiles = cut_tiles(decoded.image, self._grid)
+                self._tiles = cut_tiles(decoded.image, self._grid.size_px)
         finally:
             self._preprocess_s = time.thread_time() - start
         return self.done(prepared)
@@ -448,11 +448,7 @@ class _Work:
         try:
             prepared = self._preprocessing.prepare_in_subprocess(data, problem, self._kind)
             if self._grid is not None:
-                size_px = self._grid.size_px
-                larger = self._preprocessing.prepare_in_subprocess(
-                    data, problem, self._kind, size_px
-                )
-                self._tiles = (Tile(larger.pixels),)
+                self._tiles = cut_tiles_apart(data, problem, self._grid.size_px)
         finally:
             self._decode_s += time.perf_counter() - start
         return self.done(prepared)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedded, Embedder
-from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel
+from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel, LargeImage
 from sbtk_runtime.gallery import gallery as gallery_module
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery
@@ -32,8 +32,10 @@ from sbtk_runtime.gallery.region_search import (
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
 from sbtk_runtime.manifest import RegionsRecord, read_gallery_manifest
-from sbtk_runtime.regions import grid_of
+from sbtk_runtime.preprocess import open_image
+from sbtk_runtime.regions import cut_tiles, grid_of
 from sbtk_runtime.rerank import NEIGHBOURS, diffuse
+from tests.image_attacks import png
 from tests.tiny import tiny_bundle
 from tests.tiny_regions import tiny_map_bundle
 
@@ -395,6 +397,38 @@ def test_tiny_photos_have_no_regions_and_panoramas_fewer(
     x, y, width, height = by_colour["green"].region or (0, 0, 0, 0)
     assert y <= 0.12 <= y + height
     assert height < 0.12
+
+
+@pytest.mark.slow
+def test_photos_too_large_for_this_process_are_cut_like_others(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    own = tmp_path / "photos"
+    own.mkdir()
+    wide = b"".join(bytes([step % 256, 0, step // 256, 0, 128, 0]) for step in range(17_000))
+    # As wide as a phone's panorama, turned by its Exif data; and a strip that is too low.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    (own / "pan.png").write_bytes(png(17_000, 1_700, 16, 2, turned, line=wide))
+    (own / "strip.png").write_bytes(png(170_000, 170, 16, 2, line=wide * 10))
+    items = list(embedder.stream_unknown(sorted(own.iterdir()), "photo", None, grid_of(9)))
+    for item, tiles in zip(items, (8, 0), strict=True):
+        with pytest.raises(LargeImage):
+            open_image(item.path.read_bytes(), "photo", 448)
+        assert isinstance(item, Embedded)
+        assert item.regions is not None and item.boxes is not None
+        assert item.regions.shape == (9 * tiles, 16)
+        whole = open_image(item.path.read_bytes(), "photo", 448, max_bytes=1 << 30).decode().image
+        cut = cut_tiles(whole, 448)
+        assert len(cut) == tiles
+        for tile, boxes in zip(cut, np.split(item.boxes, tiles or 1), strict=False):
+            np.testing.assert_array_equal(boxes, tile.boxes(grid_of(9)))
+        if tiles:
+            expected = embedder.open_regions(grid_of(9)).run(
+                np.stack([tile.pixels for tile in cut]), "photo"
+            )
+            np.testing.assert_allclose(item.regions, expected.reshape(-1, 16), atol=1e-5)
 
 
 def test_boxes_are_of_the_upright_photo(tmp_path: Path, embedder: Embedder) -> None:
