@@ -339,10 +339,14 @@ class Gallery(Queries):
                 break
             self._usable.leave_out(rows[~is_intact])
             search = "exact"
+        if usable is None:
+            allowed = self.count - self.unusable
         by_row: dict[int, int] = {}
         if parts is not None:
+            # A photo whose whole frame is damaged is not found by its regions either.
+            others = self._usable() if usable is None and self.unusable else usable
             wanted = min(wanted, allowed)
-            found = parts.improve(rows, scores, embedding, wanted, usable, search)
+            found = parts.improve(rows, scores, embedding, wanted, others, search)
             found = parts.diffuse(found) if is_diffused else found
             rows, scores = found.rows[:best], found.scores[:best]
             by_row = dict(zip(found.rows.tolist(), found.regions.tolist(), strict=True))
@@ -350,8 +354,6 @@ class Gallery(Queries):
         def box(row: int) -> Box | None:
             return None if parts is None else parts.box(by_row[row])
 
-        if usable is None:
-            allowed = self.count - self.unusable
         if not allowed and self.unusable >= self.count:
             raise BadGallery(
                 self._usable.notice, "at least one that can be used", self._usable.remedy

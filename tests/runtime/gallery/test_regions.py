@@ -479,6 +479,27 @@ def test_damaged_regions_are_never_hits_and_are_embedded_again(
         assert gallery.search(query, 1)[0].region == best.region
 
 
+def test_a_photo_with_a_damaged_whole_frame_takes_no_place_from_others(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [photos], embedder, regions=9)
+    query, _ = embedder.embed_one(thing("red"), "photo")
+    with Gallery.open(folder) as gallery:
+        best, *others = gallery.search(query, 12)
+        photo = gallery.photo(best.id)
+        assert photo is not None
+    shard = folder / "vectors" / "000000.f16"
+    content = bytearray(shard.read_bytes())
+    content[photo.row * 32 : photo.row * 32 + 8] = bytes(8)
+    shard.write_bytes(content)
+    with Gallery.open(folder) as gallery:
+        for under in (None, None, photos):
+            answer = gallery.answer(query, 12, under=under)
+            assert names(answer.hits) == names(others)
+            assert any("of 1 of 12 photos are damaged" in text for text in answer.notices)
+
+
 def test_lost_shards_are_embedded_again(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
     folder = tmp_path / "gallery.sbtk"
     update_gallery(folder, [photos], embedder, regions=9)
