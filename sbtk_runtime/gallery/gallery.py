@@ -25,7 +25,16 @@ from sbtk_runtime.gallery.folder import (
     open_view,
     published_manifest,
 )
-from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, Scores, mark_matches
+from sbtk_runtime.gallery.hits import (
+    Answer,
+    Box,
+    Copy,
+    Hit,
+    PhotoCopies,
+    Scores,
+    count_compared,
+    mark_matches,
+)
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note, undated_notice
 from sbtk_runtime.gallery.region_search import RERANKED, RegionSearch, require_within
@@ -161,9 +170,9 @@ class Gallery(Queries):
         )
         few = few_notices(offset + len(hits), allowed, offset + k, among)
         if match_rule is not None and allowed and self.manifest.bits is None:
-            # The best of many regions is as good by chance as the best of as many photos.
             compared = self._compared_regions(search, rerank) if regions else None
-            hits = mark_matches(hits, match_rule, allowed + (len(compared) if compared else 0))
+            parts = len(compared) if compared else 0
+            hits = mark_matches(hits, match_rule, count_compared(allowed, parts, self.count))
         return Answer(hits, (*self._all_faults(), *few, *self._date_notices(among)))
 
     def similar(

@@ -91,6 +91,19 @@ def mark_matches(hits: Sequence[Hit], rule: MatchRule, photos: int) -> list[Hit]
     return [replace(hit, match="good" if hit.score >= lowest else "weak") for hit in hits]
 
 
+def count_compared(photos: int, regions: int, of_photos: int) -> int:
+    """Return how many photos a `MatchRule` counts, at least 1, where regions are compared too.
+
+    The best of many regions is as good by chance as the best of as many photos.
+
+    Args:
+        photos: the number of photos that a query was compared with.
+        regions: the number of regions of all photos; 0 if whole frames are compared.
+        of_photos: the number of all photos.
+    """
+    return max(1, photos + round(regions * photos / max(1, of_photos)))
+
+
 def has_no_close_match(hits: Sequence[Hit]) -> bool | None:
     """Return whether all first hits of a query are weak, so that the gallery may have no match.
 

@@ -18,7 +18,15 @@ from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion, Model
 from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount
-from sbtk_runtime.gallery.hits import Answer, Box, Copy, Hit, PhotoCopies, mark_matches
+from sbtk_runtime.gallery.hits import (
+    Answer,
+    Box,
+    Copy,
+    Hit,
+    PhotoCopies,
+    count_compared,
+    mark_matches,
+)
 from sbtk_runtime.gallery.photo_filter import EVER, Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, undated_notice
 from sbtk_runtime.gallery.region_search import (
@@ -220,10 +228,9 @@ class RemoteGallery(Queries):
         )
         if match_rule is not None and answer.hits and self._state.info.bits is None:
             assert among is not None
-            compared = self._count(among)
-            # The best of many regions is as good by chance as the best of as many photos.
-            compared += self._state.regions if regions else 0
-            return Answer(mark_matches(answer.hits, match_rule, max(1, compared)), answer.notices)
+            parts = self._state.regions if regions else 0
+            compared = count_compared(self._count(among), parts, self.count)
+            return Answer(mark_matches(answer.hits, match_rule, compared), answer.notices)
         return answer
 
     def similar(

@@ -31,7 +31,7 @@ from sbtk_runtime.gallery.region_search import (
 )
 from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
-from sbtk_runtime.manifest import RegionsRecord, read_gallery_manifest
+from sbtk_runtime.manifest import MatchRule, RegionsRecord, read_gallery_manifest
 from sbtk_runtime.preprocess import open_image
 from sbtk_runtime.regions import cut_tiles, grid_of
 from sbtk_runtime.rerank import NEIGHBOURS, diffuse
@@ -165,6 +165,32 @@ def test_without_regions_whole_frames_are_searched(folder: Path, embedder: Embed
     for found in (hits, reranked, by_graph):
         assert all(hit.region is None for hit in found)
         assert len(found) == 12
+
+
+def test_only_regions_of_photos_that_are_searched_make_matches_weaker(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own / "all")
+    (own / "one").mkdir()
+    (own / "all" / "red-0.png").rename(own / "one" / "red.png")
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder, regions=16)
+    query, _ = embedder.embed_one(thing("red"), "photo")
+    with Gallery.open(folder) as gallery:
+        for under, compared in ((own / "one", 1), (own / "all", 11), (None, 12)):
+            (best, *_) = gallery.answer(query, 1, under=under).hits
+            limit = best.score - float(np.log10(17 * compared))
+            for rule, match in (
+                (MatchRule(limit - 1e-3, 1.0), "good"),
+                (MatchRule(limit + 1e-3, 1.0), "weak"),
+            ):
+                (hit, *_) = gallery.answer(query, 1, under=under, match_rule=rule).hits
+                assert hit.match == match
+            whole = gallery.answer(query, 1, under=under, regions=False, match_rule=rule).hits
+            assert whole[0].match == (
+                "good" if whole[0].score >= rule.lowest_close(compared) else "weak"
+            )
 
 
 def test_pages_of_hits_continue_in_order_also_in_a_folder(
