@@ -35,7 +35,7 @@ from sbtk_runtime.gallery.folder import (
     write_failures,
 )
 from sbtk_runtime.gallery.publish import publish
-from sbtk_runtime.gallery.region_rows import RegionRows, load_regions
+from sbtk_runtime.gallery.region_rows import RegionRows
 from sbtk_runtime.gallery.rows import CodeShards, RowBytes, Vectors
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
 from sbtk_runtime.gallery.walk_rules import WalkRules
@@ -74,6 +74,10 @@ FROM wanted AS w WHERE w.source = ? AND NOT EXISTS (
 ORDER BY w.row, w.path"""
 _PAGE = """SELECT number, path, size_bytes, mtime_ns, sha256, row, ctime_ns, inode, partial
 FROM todo WHERE number > ? ORDER BY number LIMIT ?"""
+# Photos without regions: just copied, or earlier, when these were damaged or not there yet.
+_BARE = """SELECT w.row, min(p.row) FROM wanted AS w JOIN photos AS p
+    ON p.path = w.path AND p.sha256 = w.sha256 AND p.removed_in IS NULL
+WHERE w.source = ? AND p.row NOT IN (SELECT photo_row FROM regions) GROUP BY w.row ORDER BY w.row"""
 _STRAY = """SELECT p.id FROM photos AS p WHERE p.removed_in IS NULL
 AND NOT EXISTS (SELECT 1 FROM wanted AS w WHERE w.path = p.path)"""
 _STAMP = """UPDATE photos AS p SET (mtime_ns, ctime_ns, inode) =
@@ -99,7 +103,7 @@ class MergeReport:
         missing: missing photos of the galleries, which are not copied.
         unreadable: files that could not be read when they were indexed.
         live: searchable photos of the merged gallery.
-        damaged_regions: photos that were copied without regions because one of these is damaged.
+        damaged_regions: photos that are there without regions because one of these is damaged.
         absent_shards: shards that none of the galleries holds, such as "2/4".
         seconds: the duration.
         notices: sentences for the user.
@@ -197,8 +201,9 @@ class _Merge:
         self._connection = catalogue.connection
         self._rows = rows
         self._progress = progress
-        # As many rows for a photo with regions.
-        self._commit_every = max(1, commit_every // (1 + (catalogue.region_count() or 0)))
+        self._commit_every = commit_every
+        # So many rows, too.
+        self._regions_every = max(1, commit_every // (catalogue.region_count() or 1))
         self._rules: list[WalkRules] = []
         self._done = 0
         self.total = self.copied = self.damaged = self.conflicts = self.missing = 0
@@ -227,6 +232,8 @@ class _Merge:
             for page in self._pages():
                 self._copy(generation, page)
                 self._advance(len(page))
+            if manifest.regions is not None:
+                self._add_regions(number, generation)
 
     def finish(self) -> int:
         """Adopt failures and rules, remove photos that no gallery holds, and return how many."""
@@ -282,15 +289,12 @@ class _Merge:
         new_rows: dict[str, int] = {}
         copied: list[int] = []
         photos = []
-        owners: dict[int, int] = {}
         targets: dict[int, int] = {}
         for entry in page:
             known = self._catalogue.embedding_of(entry.sha256)
             if known is not None:
                 photos.append(replace(entry, row=known.row))
                 targets[entry.row] = known.row
-                if load_regions(self._connection, known.row) is None:
-                    owners[entry.row] = known.row
                 continue
             if not is_intact[place[entry.row]]:
                 self.damaged += 1
@@ -299,20 +303,25 @@ class _Merge:
                 new_rows[entry.sha256] = first_row + len(copied)
                 copied.append(place[entry.row])
             photos.append(replace(entry, row=new_rows[entry.sha256]))
-            owners[entry.row] = targets[entry.row] = new_rows[entry.sha256]
-        new_content = content[copied]
-        if generation.manifest.regions is None:
-            batches = self._rows.append_bytes(first_row, new_content) if copied else []
-            self._catalogue.commit(photos, [], batches)
-        else:
-            found = copy_regions(generation, owners, first_row + len(copied))
-            new_content = np.concatenate([new_content, found.content])
-            batches = self._rows.append_bytes(first_row, new_content) if len(new_content) else []
-            self._catalogue.commit(photos, [], batches, found.regions, found.total)
-            self.damaged_regions += found.damaged
+            targets[entry.row] = new_rows[entry.sha256]
+        batches = self._rows.append_bytes(first_row, content[copied]) if copied else []
+        self._catalogue.commit(photos, [], batches)
         dates = generation.view.dates(targets)
         self._catalogue.store_dates([(targets[row], taken) for row, taken in dates])
         self.copied += len(photos)
+
+    def _add_regions(self, number: int, generation: Generation) -> None:
+        """Copy the regions of the photos of a gallery that are there without them."""
+        with catalogue_errors(self._catalogue.path):
+            bare = self._connection.execute(_BARE, (number,)).fetchall()
+        for start in range(0, len(bare), self._regions_every):
+            rows = dict(bare[start : start + self._regions_every])
+            first_row = self._catalogue.committed_rows()
+            found = copy_regions(generation, rows, first_row)
+            content = found.content
+            batches = self._rows.append_bytes(first_row, content) if len(content) else []
+            self._catalogue.commit([], [], batches, found.regions, found.total)
+            self.damaged_regions += found.damaged
 
     def _advance(self, count: int) -> None:
         self._done += count

@@ -125,7 +125,38 @@ def test_photos_with_damaged_regions_are_merged_without_them_and_counted(
     content.tofile(shard)
     report = merge_galleries(folders, tmp_path / "merged.sbtk")
     assert (report.live, report.damaged, report.damaged_regions) == (15, 0, 1)
+    again = merge_galleries(folders, tmp_path / "merged.sbtk")
+    assert (again.copied, again.damaged_regions) == (0, 1)
     with Gallery.open(tmp_path / "merged.sbtk") as gallery:
         assert gallery.manifest.regions is not None
         spans = gallery._view.region_spans()
         assert len(spans.counts) == 12
+    assert verify_gallery(folders[0], repair=True).problems
+    index(roots, embedder)
+    report = merge_galleries(folders, tmp_path / "merged.sbtk", commit_every=4)
+    assert (report.copied, report.damaged_regions) == (0, 0)
+    assert not verify_gallery(tmp_path / "merged.sbtk").problems
+    one = tmp_path / "one.sbtk"
+    update_gallery(one, roots, embedder, regions=16)
+    for mine, theirs in zip(
+        answers(tmp_path / "merged.sbtk", embedder), answers(one, embedder), strict=True
+    ):
+        assert sorted(mine) == sorted(theirs)  # type: ignore[call-overload]
+
+
+def test_regions_that_were_embedded_since_are_merged(
+    tmp_path: Path, roots: list[Path], embedder: Embedder
+) -> None:
+    """An update with regions was stopped, and what it had embedded was merged."""
+    folders = index(roots, embedder, None)
+    hidden = roots[1].rename(tmp_path / "elsewhere")
+    for folder in folders:
+        update_gallery(folder, [roots[0]], embedder, regions=16)
+    merged = tmp_path / "merged.sbtk"
+    assert merge_galleries(folders, merged).damaged_regions == 0
+    hidden.rename(roots[1])
+    index(roots, embedder)
+    merge_galleries(folders, merged)
+    with Gallery.open(merged) as gallery:
+        assert len(gallery._view.region_spans().counts) == 13  # one photo is small
+    assert not verify_gallery(merged).problems
