@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,6 +152,7 @@ def command(
         output.notice(text, quiet=quiet)
     if has_no_close_match(hits):
         output.notice("no close match: these are best guesses", quiet=quiet)
+    moved = _changed_since(hits, opened)
     try:
         if is_shown:
             _show(hits, way, quiet=quiet)
@@ -157,7 +160,8 @@ def command(
     finally:
         # Also if the reader of the hits closes the pipe, as in `sbtk query ... | head -1`.
         if sheet is not None:
-            _write_sheet(sheet, data, hits, kind, sketch, name, opened)
+            framed = [replace(hit, region=None) if hit in moved else hit for hit in hits]
+            _write_sheet(sheet, data, framed, kind, sketch, name, opened)
             output.notice(f"contact sheet: {printable_name(sheet)}", quiet=quiet)
     gone = sum(not os.path.lexists(hit.path) for hit in hits)
     if isinstance(opened, Gallery) and gone:
@@ -167,6 +171,10 @@ def command(
         which = "this photo" if len(hits) == 1 else f"{gone} of these {len(hits)} photos"
         text = f"{which} {'is' if gone == 1 else 'are'} not on this machine"
         output.notice(f"{text}: --photos SOURCE=FOLDER names the folder of a source", quiet=quiet)
+    if moved:
+        text = f"{len(moved)} of these {count_text(len(hits), 'photo')} changed after indexing"
+        again = "sbtk index" if isinstance(opened, Gallery) else "sbtk index and sbtk push"
+        output.notice(f"{text}, so their regions may be wrong: run {again} again", quiet=quiet)
     # Photos with damaged embeddings count like files that could not be read.
     return 3 if opened.unusable else 0
 
@@ -237,6 +245,17 @@ def _show(hits: Sequence[Hit], way: Way | None, *, quiet: bool) -> None:
     why_not = show_photos(hits, way)
     if why_not:
         output.notice(f"no images: {why_not}", quiet=quiet)
+
+
+def _changed_since(hits: Sequence[Hit], opened: Gallery | RemoteGallery) -> list[Hit]:
+    """Return the hits with a region whose files have changed since they were indexed."""
+    changed = []
+    for hit in hits:
+        if hit.region is not None and (photo := opened.photo(hit.id)) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                if photo.has_changed(os.stat(hit.path)):  # noqa: PTH116 -- may be any text
+                    changed.append(hit)
+    return changed
 
 
 def _print_hits(hits: Sequence[Hit], *, as_json: bool, paths0: bool) -> None:

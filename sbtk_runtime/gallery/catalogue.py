@@ -94,6 +94,10 @@ class Photo:
     ctime_ns: int | None = None
     inode: int | None = None
 
+    def has_changed(self, status: os.stat_result) -> bool:
+        """Return whether a file is no longer as it was when it was indexed, by size and time."""
+        return (status.st_size, status.st_mtime_ns) != (self.size_bytes, self.mtime_ns)
+
 
 @dataclass(frozen=True)
 class Origin:

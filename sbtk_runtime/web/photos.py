@@ -79,12 +79,6 @@ def etag_of(file: BinaryIO, purpose: str) -> str:
     return f'"{hashlib.sha256(repr(stamp).encode()).hexdigest()[:24]}"'
 
 
-def has_changed(file: BinaryIO, photo: Photo) -> bool:
-    """Return whether an open file is no longer as it was when it was indexed, by size and time."""
-    status = os.fstat(file.fileno())
-    return (status.st_size, status.st_mtime_ns) != (photo.size_bytes, photo.mtime_ns)
-
-
 def size_of(file: BinaryIO) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size

@@ -17,7 +17,6 @@ from sbtk_runtime.web.photos import (
     SizePx,
     Thumbnails,
     etag_of,
-    has_changed,
     media_type_of,
     read_photo,
     size_of,
@@ -92,7 +91,7 @@ def photo_routes(service: Service, thumbnails: Thumbnails) -> APIRouter:
         def read() -> DetailsAnswer:
             known, opened = service.photo_file(photo_id)
             with opened as file:
-                is_changed = has_changed(file, known)
+                is_changed = known.has_changed(os.fstat(file.fileno()))
                 return DetailsAnswer.of(read_details(read_photo(file)), is_changed=is_changed)
 
         found = await run_until_disconnect(request, service.thumbnails.submit(read))

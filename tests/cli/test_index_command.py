@@ -435,6 +435,18 @@ def test_regions_are_indexed_and_found_and_bad_counts_refused(
     x, y, width, height = hit["region"]
     assert x + width > 0.95
     assert y + height > 0.95
+    # Turned since: its frame would be elsewhere.
+    turned = ["--engine", "onnxruntime", "-k", "2", "--html", "sheet.html"]
+    for is_turned in (False, True):
+        if is_turned:
+            photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "photos" / "blue.png")
+        assert main([*query, *turned, "--search", "exact"]) == 0
+        printed = capsys.readouterr()
+        assert ("1 of these 2 photos changed after" in printed.err) == is_turned
+        regions = [json.loads(line).get("region") for line in printed.out.splitlines()]
+        frames = (tmp_path / "sheet.html").read_text().count(':35.71%"></i>')
+        assert frames == 2 - regions.count(None) - is_turned
+    photo.save(tmp_path / "photos" / "blue.png")
     assert main([*query, "--engine", "onnxruntime", "--no-regions"]) == 0
     assert "region" not in json.loads(capsys.readouterr().out.splitlines()[0])
     assert main(["index", "photos", "--regions=9", *words]) == 1
