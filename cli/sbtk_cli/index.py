@@ -193,8 +193,8 @@ def command(
                 quiet=quiet,
             )
         _print_report(report, gallery, as_json=as_json, quiet=quiet)
-        is_partial = report.unreadable or report.warnings or is_photo_missed(report.left_out)
-        code = 3 if is_partial else 0
+        is_incomplete = report.unreadable or report.without_regions or report.warnings
+        code = 3 if is_incomplete or is_photo_missed(report.left_out) else 0
         if prune and report.warnings:
             output.notice(
                 "Nothing was pruned. To prune anyway, run 'sbtk index --prune' without folders."
@@ -399,6 +399,11 @@ def _verify(gallery: Path, *, repair: bool, as_json: bool, quiet: bool) -> int:
         output.answer(
             f"{count_text(report.repaired, 'photo')} dropped: run 'sbtk index' on their "
             "folders to embed them again"
+        )
+    if report.repaired_regions:
+        output.answer(
+            f"the regions of {count_text(report.repaired_regions, 'photo')} dropped: run 'sbtk "
+            "index' on any of the folders to embed them again"
         )
     if report.is_good:
         how = "in the graph" if report.by_graph else "by exact search"

@@ -99,6 +99,8 @@ class IndexReport:
         unchanged: photos that needed no work.
         live: searchable photos.
         regions: rows of regions of the searchable photos, in a gallery that keeps them.
+        without_regions: photos of the gallery whose regions could not be embedded, because their
+            files cannot be read or have changed.
         seconds: the duration of the update.
         left_out: files and folders that the rules left out, not counted in any of the above.
         left_out_now: those of `missing` that exist, but are left out since this update.
@@ -123,6 +125,7 @@ class IndexReport:
     seconds: float
     partly_readable: int = 0
     regions: int = 0
+    without_regions: int = 0
     left_out: tuple[LeftOutCount, ...] = ()
     left_out_now: int = 0
     rules: WalkRules = DEFAULT_RULES
@@ -303,11 +306,12 @@ class _Update:
             if changes.to_embed:
                 self._open_engine(origin)
             self._embed(catalogue, vectors, origin, changes)
-            self._add_regions(catalogue, vectors, origin)
             add_dates(catalogue, lambda count: self._progress(count, None, 0.0))
             left_out_now = changes.lost_though_there()
             warnings = tuple(_loss_warning(loss, folder) for loss in self._losses(changes))
             missing = catalogue.lose(changes.lost())
+            # Afterwards, as those of lost photos cannot be embedded.
+            without_regions = self._add_regions(catalogue, vectors, origin)
             changes.record_skipped()
             self._check_accounts(changes)
             write_failures(folder, catalogue)
@@ -339,6 +343,7 @@ class _Update:
                 seconds=ended - started,
                 partly_readable=catalogue.partly_readable(),
                 regions=0 if self._grid is None else catalogue.live_region_rows(),
+                without_regions=without_regions,
                 left_out=self._left_out.counts(),
                 left_out_now=left_out_now,
                 rules=self._rules,
@@ -540,13 +545,16 @@ class _Update:
 
     def _add_regions(
         self, catalogue: Catalogue, vectors: Vectors | CodeShards, origin: Origin
-    ) -> None:
-        """Embed the regions of photos that are in the gallery without them."""
+    ) -> int:
+        """Embed the regions of photos that are in the gallery without them; return how many failed.
+
+        These are found by their whole frames.
+        """
         if self._grid is None or not isinstance(vectors, Vectors):
-            return
+            return 0
         wanted = catalogue.photos_without_regions()
         if not wanted:
-            return
+            return 0
         self._open_engine(origin)
         self._notify(f"embedding the regions of {count_text(len(wanted), 'photo')} of the gallery")
         left = add_regions(
@@ -559,6 +567,7 @@ class _Update:
                 f"the regions of {count_text(left, 'photo')} could not be embedded: these are "
                 "found by their whole frames, and the next 'sbtk index' tries again"
             )
+        return left
 
     def _write_rows(
         self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings

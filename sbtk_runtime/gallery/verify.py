@@ -52,6 +52,7 @@ class VerifyReport:
         found: how many of these were found, by the graph or by exact search.
         problems: what is wrong, in sentences.
         repaired: number of photos that were dropped, and that the next `sbtk index` embeds again.
+        repaired_regions: number of photos whose regions were dropped in the same way.
         bits: length of the codes of a binary gallery.
         by_graph: whether the graph was searched; it needs hnswlib.
     """
@@ -62,6 +63,7 @@ class VerifyReport:
     found: int
     problems: tuple[str, ...]
     repaired: int = 0
+    repaired_regions: int = 0
     bits: int | None = None
     by_graph: bool = False
 
@@ -130,6 +132,7 @@ def _verify(folder: Path, samples: int, repair: bool, notify: Notify) -> VerifyR
     chosen = np.random.default_rng(0).choice(intact, min(samples, len(intact)), replace=False)
     sample = np.sort(chosen)
     by_graph = manifest.graph is not None and has_hnswlib()
+    coded = np.union1d(intact, np.setdiff1d(spans.rows(), damaged_regions))
     if isinstance(vectors, Vectors):
         if by_graph:
             found = _count_found_by_graph(
@@ -139,15 +142,14 @@ def _verify(folder: Path, samples: int, repair: bool, notify: Notify) -> VerifyR
         else:
             _check_graph_file(folder, manifest, problems)
             found = _count_found_exactly(vectors, intact, sample, problems)
-        coded = np.union1d(intact, np.setdiff1d(spans.rows(), damaged_regions))
         _check_codes(folder, manifest, vectors, coded, sample, problems)
         _check_neighbours(folder, vectors, problems)
     else:
         found = _count_found_by_code(vectors, intact, sample, problems)
     # Unpublished photos are included.
-    repaired = _forget(folder, manifest) if repair else 0
+    repaired, repaired_regions = _forget(folder, manifest) if repair else (0, 0)
     if repair:
-        _remove_damaged(folder, manifest, vectors, intact)
+        _remove_damaged(folder, manifest, vectors, coded)
     return VerifyReport(
         generation=manifest.generation,
         live=manifest.live,
@@ -155,6 +157,7 @@ def _verify(folder: Path, samples: int, repair: bool, notify: Notify) -> VerifyR
         found=found,
         problems=tuple(problems),
         repaired=repaired,
+        repaired_regions=repaired_regions,
         bits=manifest.bits,
         by_graph=by_graph,
     )
@@ -311,8 +314,11 @@ def _remove_damaged(
             shutil.rmtree(folder / manifest.codes.folder, ignore_errors=True)
 
 
-def _forget(folder: Path, manifest: GalleryManifest) -> int:
-    """Remove the photos whose rows are damaged; the writer's lock must be held."""
+def _forget(folder: Path, manifest: GalleryManifest) -> tuple[int, int]:
+    """Remove photos, and regions of photos, whose rows are damaged; return how many of each.
+
+    The writer's lock must be held.
+    """
     (folder / STAMP_NAME).unlink(missing_ok=True)  # so that all of the catalogue is compared
     with Catalogue(folder, manifest.generation + 1) as catalogue:
         with closing(CatalogueView(folder, catalogue.generation)) as view:
@@ -326,6 +332,5 @@ def _forget(folder: Path, manifest: GalleryManifest) -> int:
                 )
         runs = np.split(damaged, np.flatnonzero(np.diff(damaged) > 1) + 1)
         bounds = [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
-        for low, high in bounds:
-            catalogue.forget_regions_at(low, high)
-        return sum(catalogue.remove_at_rows(low, high) for low, high in bounds)
+        regions = sum(catalogue.forget_regions_at(low, high) for low, high in bounds)
+        return sum(catalogue.remove_at_rows(low, high) for low, high in bounds), regions

@@ -371,11 +371,30 @@ def test_an_existing_gallery_gets_regions_and_older_ones_stay_readable(
     (own / "red-1.png").write_bytes(b"no image any more")
     report = update_gallery(folder, [own], embedder, regions=9, commit_every=4)
     assert (report.new, report.live, report.regions) == (0, 10, 90)
+    assert (report.missing, report.unreadable, report.without_regions) == (1, 1, 0)
+    assert not any("regions" in text for text in report.notices)
     after = read_gallery_manifest(folder)
     assert after.format == 5
     assert after.regions is not None
     assert (after.regions.count, after.regions.rows) == (9, 90)
     assert verify_gallery(folder).problems == ()
+
+
+def test_photos_of_other_folders_whose_regions_cannot_be_embedded_are_counted(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    own = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "gallery.sbtk"
+    update_gallery(folder, [own], embedder)
+    (own / "red-0.png").unlink()
+    (own / "red-1.png").write_bytes(b"no image any more")
+    scene(own / "red-2.png", "blue", CORNERS[0], 99)
+    other = scene(tmp_path / "other" / "one.png", "red", CORNERS[1], 98)
+    for _ in range(2):
+        report = update_gallery(folder, [other], embedder, regions=9)
+        assert (report.live, report.without_regions, report.regions) == (13, 3, 90)
+    report = update_gallery(folder, [own], embedder)
+    assert (report.live, report.without_regions, report.regions) == (11, 0, 99)
 
 
 def test_a_stopped_update_resumes(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
@@ -497,7 +516,8 @@ def test_damaged_regions_are_never_hits_and_are_embedded_again(
         assert again.region != best.region
     report = verify_gallery(folder)
     assert any("regions of 1 photo" in problem for problem in report.problems)
-    assert verify_gallery(folder, repair=True).problems
+    repaired = verify_gallery(folder, repair=True)
+    assert (repaired.repaired, repaired.repaired_regions) == (0, 1)
     report_after = update_gallery(folder, [own], embedder)
     assert (report_after.regions, report_after.live) == (108, 12)
     assert verify_gallery(folder).problems == ()
