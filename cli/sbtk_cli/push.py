@@ -74,6 +74,7 @@ def command(
             "pushed": report.pushed,
             "deleted": report.deleted,
             "damaged and left out": report.damaged,
+            "without their damaged regions": report.damaged_regions,
             "left out because another photo has their id": report.collisions,
         }
         done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
@@ -83,7 +84,7 @@ def command(
         output.answer(
             f"{photos} of {names} at {store.address.shown} ({done or 'nothing new'}) in {seconds}"
         )
-    return 3 if report.damaged or report.collisions else 0
+    return 3 if report.damaged or report.damaged_regions or report.collisions else 0
 
 
 def _names(sources: tuple[str, ...]) -> dict[str, str] | str | None:

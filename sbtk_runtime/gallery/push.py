@@ -38,7 +38,7 @@ from sbtk_runtime.gallery.remote import (
     escape_path,
     photo_id,
 )
-from sbtk_runtime.gallery.rows import Rows, Vectors
+from sbtk_runtime.gallery.rows import Vectors
 
 #: Called with the number of photos done and their total.
 Progress = Callable[[int, int], None]
@@ -66,6 +66,7 @@ class PushReport:
         unchanged: photos that were there already.
         deleted: photos that were there, but are no longer in the gallery.
         damaged: photos that were not pushed because their embeddings are damaged or missing.
+        damaged_regions: photos that were pushed without some of their regions, which are damaged.
         collisions: photos that were not pushed because another photo has their id.
         live: photos of the gallery.
         sources: the names of the gallery's sources.
@@ -81,6 +82,7 @@ class PushReport:
     live: int
     sources: tuple[str, ...]
     seconds: float
+    damaged_regions: int = 0
     notices: tuple[str, ...] = ()
 
 
@@ -140,6 +142,7 @@ def push_gallery(
             live=manifest.live,
             sources=tuple(sources.values()),
             seconds=time.perf_counter() - started,
+            damaged_regions=totals["damaged_regions"],
             notices=tuple(dict.fromkeys(notices)),
         )
 
@@ -286,31 +289,38 @@ class _Push:
             _, number, *rest = part[index]
             photos.append(RemotePhoto(number, self._source, *rest))
         if photos:
-            regions = self._regions(numbers[kept])
+            regions = []
+            if self._generation.manifest.regions is not None:
+                found = [self._regions(row) for row in numbers[kept].tolist()]
+                regions = [one for one, _ in found]
+                # With another stamp they are pushed again.
+                photos = [
+                    replace(photo, lacks_regions=not is_complete)
+                    for photo, (_, is_complete) in zip(photos, found, strict=True)
+                ]
             count = writer.put(photos, rows[places[kept]], regions)
             self._counts["pushed"] += count
             self._counts["collisions"] += len(photos) - count
 
-    def _regions(self, photo_rows: Rows) -> list[RemoteRegions]:
-        """Return the regions of the photos at `photo_rows`; none where whole frames are kept only.
+    def _regions(self, photo_row: int) -> tuple[RemoteRegions, bool]:
+        """Return the regions of the photo at `photo_row`, and whether these are all.
 
         Damaged ones are left out: the photo is found by the others.
         """
         generation = self._generation
-        if generation.manifest.regions is None or not isinstance(generation.rows, Vectors):
-            return []
-        found = []
-        for photo_row in photo_rows.tolist():
-            kept = generation.view.regions_of(photo_row)
-            if kept is None or not len(kept.boxes):
-                empty = np.empty((0, generation.manifest.dim), dtype="<f2")
-                found.append(RemoteRegions(np.empty((0, 4), dtype=np.float32), empty))
-                continue
-            numbers = np.arange(kept.first_row, kept.first_row + len(kept.boxes), dtype=np.int64)
-            content, is_intact = generation.check.read_checked(numbers)
-            is_intact &= generation.rows.decode(content)[1]
-            found.append(RemoteRegions(kept.boxes[is_intact], content.view("<f2")[is_intact]))
-        return found
+        assert isinstance(generation.rows, Vectors)
+        kept = generation.view.regions_of(photo_row)
+        if kept is None or not len(kept.boxes):
+            empty = np.empty((0, generation.manifest.dim), dtype="<f2")
+            none = RemoteRegions(np.empty((0, 4), dtype=np.float32), empty)
+            return none, kept is not None
+        numbers = np.arange(kept.first_row, kept.first_row + len(kept.boxes), dtype=np.int64)
+        content, is_intact = generation.check.read_checked(numbers)
+        is_intact &= generation.rows.decode(content)[1]
+        self._counts["damaged_regions"] += not is_intact.all()
+        self._counts["damaged_rows"] += int((~is_intact).sum())
+        rows = content.view("<f2")[is_intact]
+        return RemoteRegions(kept.boxes[is_intact], rows), bool(is_intact.all())
 
     def _count_regions(self, local: sqlite3.Connection) -> int:
         """Return the number of regions of the photos of the source."""
@@ -323,7 +333,7 @@ class _Push:
             places = np.searchsorted(spans.photo_rows[order], rows).clip(max=len(order) - 1)
             is_there = spans.photo_rows[order][places] == rows
             counts = np.where(is_there, spans.counts[order][places], 0)
-        return int((counts * photos).sum())
+        return int((counts * photos).sum()) - self._counts["damaged_rows"]
 
 
 def _parts(found: sqlite3.Cursor, size: int) -> Iterator[list[tuple[Any, ...]]]:

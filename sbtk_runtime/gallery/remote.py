@@ -132,8 +132,8 @@ class RemotePhoto:
     """A photo of a collection.
 
     `path` is relative to the source and escaped by `escape_path`. `taken` is when the photo was
-    taken, in ISO 8601 without a zone, if its file says so; only writers need it. The rest is as in
-    `Photo`.
+    taken, in ISO 8601 without a zone, if its file says so, and `lacks_regions` whether the gallery
+    lacks some of its regions; only writers need these. The rest is as in `Photo`.
     """
 
     id: int
@@ -144,13 +144,15 @@ class RemotePhoto:
     sha256: str
     partial: str | None = None
     taken: str | None = None
+    lacks_regions: bool = False
 
     @property
     def stamp(self) -> int:
         """A number of 63 bits that differs if anything else differs."""
         values = (self.path, self.size_bytes, self.mtime_ns, self.sha256, self.partial)
         # Collections that are older than the dates have the same stamps of photos without one.
-        return path_hash(repr(values if self.taken is None else (*values, self.taken)).encode())
+        stamp = path_hash(repr(values if self.taken is None else (*values, self.taken)).encode())
+        return stamp ^ self.lacks_regions
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote import RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.gallery.verify import verify_gallery
 from tests.postgres_server import PLAIN_PASSWORD, PostgresServer
 from tests.tiny_gallery import unit_rows
 from tests.tiny_regions import tiny_map_bundle
@@ -136,6 +137,33 @@ def test_regions_are_updated_and_deleted_with_their_photos(
     with RemoteGallery.open(url) as there:
         assert there.manifest.regions is not None
         assert there.manifest.regions.rows == before[0] - 4 * 9
+
+
+def test_damaged_regions_are_counted_and_pushed_once_they_are_intact(
+    server: Server, url: str, region_photos: Path, region_embedder: Embedder, tmp_path: Path
+) -> None:
+    folder, database = tmp_path / "g.sbtk", url.split("/")[-1]
+    update_gallery(folder, [region_photos], region_embedder, regions=9)
+    with Gallery.open(folder) as gallery:
+        first = int(gallery._view.region_spans().first_rows[2])
+    shard = next((folder / "vectors").iterdir())
+    content = np.fromfile(shard, dtype=np.uint8).reshape(-1, 2 * DIM)
+    content[first : first + 2] ^= 0x55
+    content.tofile(shard)
+    every = (PHOTOS + 1) * 9
+    for pushed in (PHOTOS + 2, 1):
+        report = push(folder, url)
+        assert (report.pushed, report.damaged, report.damaged_regions) == (pushed, 0, 1)
+        assert server.count_regions(database, "sbtk")[0] == every - 2
+        with RemoteGallery.open(url) as there:
+            assert there.manifest.regions is not None
+            assert there.manifest.regions.rows == every - 2
+    assert verify_gallery(folder, repair=True).repaired_regions == 1
+    update_gallery(folder, [region_photos], region_embedder)
+    for pushed in (1, 0):
+        report = push(folder, url)
+        assert (report.pushed, report.damaged_regions) == (pushed, 0)
+        assert server.count_regions(database, "sbtk")[0] == every
 
 
 def test_collections_with_and_without_regions_do_not_mix(
