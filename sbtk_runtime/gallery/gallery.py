@@ -451,7 +451,8 @@ class Gallery(Queries):
             return None
         assert isinstance(self._vectors, Vectors)
         return RegionSearch(
-            *(self._view, self._vectors, self._check, self._searched.loaded_codes),
+            *(self._view, self._vectors, self._check),
+            *(self._usable.leave_out_regions, self._searched.loaded_codes),
             exact_below=EXACT_BELOW,
         )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadRegion
 from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.hits import Box, Scores
+from sbtk_runtime.gallery.hits import Box, OnLost, Scores
 from sbtk_runtime.gallery.region_rows import RegionSpans
 from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, make_row_mask, unit_row
@@ -66,6 +66,7 @@ class RegionSearch:
         view: the generation's photos.
         vectors: the embeddings.
         check: of their checksums.
+        on_lost: called with the rows of all photos that turned out to have damaged regions.
         codes: returns the gallery's sign codes, or `None` if it has no usable ones.
         exact_below: score all regions if there are fewer.
     """
@@ -75,6 +76,7 @@ class RegionSearch:
         view: CatalogueView,
         vectors: Vectors,
         check: RowCheck,
+        on_lost: OnLost,
         codes: Callable[[], SignCodes | None],
         *,
         exact_below: int,
@@ -82,6 +84,7 @@ class RegionSearch:
         self._view = view
         self._vectors = vectors
         self._check = check
+        self._on_lost = on_lost
         self._codes = codes
         self._exact_below = exact_below
         self._spans = view.region_spans()
@@ -184,8 +187,15 @@ class RegionSearch:
             is_intact = self._check.is_hit_intact(rows)
             if is_intact.all():
                 return rows, scores
-            with self._lock:
-                self._bad = np.union1d(self._bad, rows[~is_intact])
+            self._leave_out(rows[~is_intact])
+
+    def _leave_out(self, rows: Rows) -> None:
+        """Record that the regions at `rows (N,) int64` are damaged or missing."""
+        with self._lock:
+            bad = np.union1d(self._bad, rows)
+            if len(bad) > len(self._bad):
+                self._bad = bad
+                self._on_lost(np.unique(self._spans.photo_rows[self._spans.owners(bad)]))
 
     def _by_codes(
         self,
@@ -204,6 +214,7 @@ class RegionSearch:
         rows = np.sort(rows[kept])
         content, is_intact = self._check.read_checked(rows)
         scores = self._vectors.decode(content)[0] @ query - np.float32(PENALTY)
+        self._leave_out(rows[~is_intact])
         rows, scores = rows[is_intact], scores[is_intact]
         order = np.lexsort((rows, -scores))
         owners = spans.owners(rows[order])
@@ -217,6 +228,7 @@ class RegionSearch:
         for numbers, embeddings, is_whole in self._vectors.chunks(rows):
             part = slice(start, start + len(numbers))
             scores[part][is_whole] = (embeddings @ query)[is_whole] - np.float32(PENALTY)
+            self._leave_out(numbers[~is_whole])
             start = part.stop
         scores[np.isin(rows, self._bad)] = -np.inf
         starts = np.cumsum(spans.counts) - spans.counts

@@ -145,6 +145,7 @@ class UsableRows:
         self._rows: Rows | None = None
         self._bad = np.empty(0, dtype=np.int64)
         self._bad_photos = 0
+        self._photos_without_regions = 0
         self._missing = sum(view.count_between(low, high) for low, high in check.missing())
         self.issued: set[str] = set()
 
@@ -170,11 +171,15 @@ class UsableRows:
 
     def notices(self) -> tuple[str, ...]:
         """Return the notices for every answer."""
-        if not self.unusable:
-            return ()
-        text = f"{self.notice}: {self.remedy}"
-        self.issued.add(text)
-        return (text,)
+        texts = [self.notice] if self.unusable else []
+        if self._photos_without_regions:
+            texts.append(
+                f"regions of {self._photos_without_regions:,} of {self._count:,} photos are "
+                "damaged or missing, so these may rank too low"
+            )
+        notices = tuple(f"{text}: {self.remedy}" for text in texts)
+        self.issued.update(notices)
+        return notices
 
     def among(self, rows: Rows) -> Rows:
         """Return the undamaged ones of ascending `rows (N,) int64`."""
@@ -191,6 +196,10 @@ class UsableRows:
         self._rows = None
         self._bad = np.union1d(self._bad, rows)
         self._bad_photos = self._view.count_at(self._bad)
+
+    def leave_out_regions(self, owners: Rows) -> None:
+        """Record all photos known to have damaged regions, by their ascending rows `(N,) int64`."""
+        self._photos_without_regions = self._view.count_at(owners)
 
     def __call__(self) -> Rows:
         """Return the undamaged rows of all photos, ascending `(N,) int64`."""

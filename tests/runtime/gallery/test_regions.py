@@ -546,12 +546,25 @@ def test_a_photo_with_a_damaged_whole_frame_takes_no_place_from_others(
             assert any("of 1 of 12 photos are damaged" in text for text in answer.notices)
 
 
-def test_lost_shards_are_embedded_again(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
+@pytest.mark.parametrize("exact_below", [1, 20_000])
+def test_lost_shards_are_embedded_again(
+    tmp_path: Path,
+    photos: Path,
+    embedder: Embedder,
+    exact_below: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = tmp_path / "gallery.sbtk"
     update_gallery(folder, [photos], embedder, regions=9)
     shard = folder / "vectors" / "000000.f16"
     # The whole frames come first in a commit, so this loses regions only.
     shard.write_bytes(shard.read_bytes()[: 60 * 32])
+    monkeypatch.setattr(gallery_module, "EXACT_BELOW", exact_below)
+    with Gallery.open(folder) as gallery:
+        query, _ = embedder.embed_one(thing("red"), "photo")
+        answer = gallery.answer(query, 12)
+        assert len(answer.hits) == 12
+        assert any("regions of 7 of 12 photos are" in text for text in answer.notices)
     report = update_gallery(folder, [photos], embedder)
     assert (report.new, report.live, report.regions) == (0, 12, 108)
     assert verify_gallery(folder).problems == ()
