@@ -276,8 +276,9 @@ def require_within(region: Box) -> None:
         BadRegion: it is not.
     """
     x, y, width, height = region
-    is_within = min(x, y) >= 0 and min(width, height) > 0
-    if not (is_within and max(x + width, y + height) <= 1 + 1e-3):
+    # NaN fails, too.
+    is_within = x >= 0 and y >= 0 and x + width <= 1 + 1e-3 and y + height <= 1 + 1e-3
+    if not (is_within and width > 0 and height > 0):
         raise BadRegion(
             f"the region {', '.join(f'{part:g}' for part in region)}",
             "x, y, width and height as shares of the photo, 0 to 1",

@@ -310,7 +310,11 @@ def test_a_region_of_a_photo_can_be_a_query(folder: Path, embedder: Embedder) ->
         # Any box counts as the region that covers it best.
         other = gallery.similar(hit.id, 3, region=(0.4, 0.4, 0.2, 0.2))
         assert names(other.hits) != names(answer.hits)
-        for wrong in ((0.5, 0.5, 0.6, 0.2), (-0.1, 0.0, 0.5, 0.5), (0.0, 0.0, 0.0, 0.5)):
+        no = float("nan")
+        for wrong in (
+            *((0.5, 0.5, 0.6, 0.2), (-0.1, 0.0, 0.5, 0.5), (0.0, 0.0, 0.0, 0.5)),
+            *((0.5, no, 0.2, 0.2), (0.5, 0.5, 0.2, no), (no, no, no, no)),
+        ):
             with pytest.raises(BadData, match="the region"):
                 gallery.similar(hit.id, 3, region=wrong)
 
