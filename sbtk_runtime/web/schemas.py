@@ -58,7 +58,9 @@ class HitAnswer(BaseModel):
     """A photo that was found."""
 
     rank: int = Field(ge=1)
-    score: float = Field(description="A cosine, at most 1.")
+    score: float = Field(
+        description="A cosine, at most 1; of a region, less what all regions have in common."
+    )
     id: int
     path: str | None = Field(None, description=_PATH)
     path_bytes: str | None = Field(None, description=_PATH_BYTES)
