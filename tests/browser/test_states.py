@@ -396,7 +396,9 @@ def test_a_phone_that_was_asleep_shows_what_has_changed(browser: Browser, place:
 
 def test_the_page_opens_while_the_server_is_stopped(browser: Browser, place: Path) -> None:
     options: dict[str, Any] = {"log": place / "log"}
-    with serving(place / "gallery.sbtk", "--model", str(place / "tiny"), **options) as served:
+    shutil.copytree(place / "gallery.sbtk", place / "other.sbtk")
+    several = ("--model", str(place / "tiny"), "--gallery", str(place / "other.sbtk"))
+    with serving(place / "gallery.sbtk", *several, **options) as served:
         served.wait_until_ready()
         with Visit(browser, served.origin, service_workers="allow") as visit:
             visit.open()
@@ -412,7 +414,15 @@ def test_the_page_opens_while_the_server_is_stopped(browser: Browser, place: Pat
                 return expected.every((url) => urls.includes(url));
             }"""
             visit.wait_until(cached)
+            visit.page.goto(f"{served.origin}/collection")
+            visit.page.get_by_text("photos searchable").wait_for()
+            visit.open("/g/other/")
+            visit.wait_until(cached.replace('"/"', '"/g/other/"').replace("/s", "/g/other/s"))
             assert served.stop() == 0
+            visit.page.goto(f"{served.origin}/collection")
+            visit.page.get_by_role("heading", name="Folders", exact=True).wait_for()
+            visit.page.goto(f"{served.origin}/g/other/")
+            visit.page.get_by_role("heading", name="Cannot reach the server").wait_for()
             visit.page.goto(served.origin)
             visit.page.get_by_role("heading", name="Cannot reach the server").wait_for()
             visit.stroke(ROOF)

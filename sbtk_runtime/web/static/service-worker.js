@@ -18,8 +18,11 @@ self.addEventListener("fetch", (event) => {
 /** @param {string} url */
 function isPageFile(url) {
   const { pathname, search, origin } = new URL(url);
+  // Every gallery of a server has its own page, at g/NAME/, and its own service worker.
+  const { pathname: root } = new URL(self.registration.scope);
+  const isInside = origin === self.location.origin && pathname.startsWith(root);
   // A search part may hold the token.
-  return origin === self.location.origin && search === "" && (pathname === "/" || pathname.startsWith("/static/"));
+  return isInside && search === "" && /^(collection|static\/.*)?$/.test(pathname.slice(root.length));
 }
 
 /** @param {Request} request */
