@@ -170,6 +170,8 @@ def test_the_theme_follows_the_system_or_the_button(browser: Browser, server: Se
         visit.page.keyboard.press("t")
         assert _brightness(visit) == dark
         visit.page.get_by_role("status").filter(has_text="Theme: dark.").wait_for()
+        visit.page.emulate_media(media="print")
+        assert _brightness(visit) == light
 
 
 def test_injected_scripts_and_requests_to_other_origins_are_blocked(visit: Visit) -> None:
