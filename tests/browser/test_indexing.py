@@ -138,7 +138,7 @@ def test_a_drive_is_unplugged_and_comes_back(browser: Browser, place: Path) -> N
         # After an update its photos are hidden, but not forgotten.
         settings.get_by_role("button", name="Update all").click()
         row.get_by_text("0 photos · 3 missing · not found: is a drive unplugged?").wait_for()
-        settings.locator("#remarks").get_by_text(f"no photos were found in {drive}").wait_for()
+        settings.locator("#remarks").get_by_text(f"No photos were found in {drive}").wait_for()
         visit.look()
         visit.page.get_by_text("4 photos", exact=True).wait_for()
         visit.wait_until("() => document.querySelectorAll('#hits > li').length === 4")

@@ -82,7 +82,8 @@ function showIndexing() {
   const { warnings = [], notices = [], left_out: leftOut = [] } = state.report ?? {};
   const remarks = [...warnings, ...notices, ...leftOut];
   byId("remarks", HTMLElement).hidden = remarks.length === 0;
-  byId("remarks-list", HTMLUListElement).replaceChildren(...remarks.map((text) => textItem("", text)));
+  const items = remarks.map((text) => textItem("", text.charAt(0).toUpperCase() + text.slice(1)));
+  byId("remarks-list", HTMLUListElement).replaceChildren(...items);
   if (jobs >= 0 && jobs !== state.jobs) void load();
   jobs = state.jobs;
 }
