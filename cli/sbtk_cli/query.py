@@ -126,7 +126,6 @@ def command(
     data = _read(sketch)
     from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.gallery.gallery import Gallery
-    from sbtk_runtime.gallery.hits import has_no_close_match
 
     opened, bundle, name = _open(gallery, at, mounts, model)
     with Embedder(
@@ -138,7 +137,7 @@ def command(
     ) as embedder:
         try:
             kind = kind or _detect(data, sketch, quiet=quiet)
-            hits = opened.query(
+            answer = opened.ask(
                 *(data, embedder, k, kind),
                 search=search,
                 taken=(taken_from, taken_to),
@@ -150,7 +149,8 @@ def command(
             raise _add_name(problem, sketch) from problem
     for text in opened.notices:
         output.notice(text, quiet=quiet)
-    if has_no_close_match(hits):
+    hits = answer.hits
+    if answer.no_close_match:
         output.notice("no close match: these are best guesses", quiet=quiet)
     moved = _changed_since(hits, opened)
     try:

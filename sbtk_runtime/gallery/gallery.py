@@ -32,8 +32,8 @@ from sbtk_runtime.gallery.hits import (
     Hit,
     PhotoCopies,
     Scores,
+    best_score,
     count_compared,
-    mark_matches,
 )
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note, undated_notice
@@ -163,17 +163,19 @@ class Gallery(Queries):
         match_rule: MatchRule | None = None,
         regions: bool = True,
     ) -> Answer:
-        """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+        """Return what `search` finds for `embedding (D,) float32`, and the notices about it."""
         among = PhotoFilter.of(under, taken)
-        hits, allowed = self._intact_hits(
+        hits, allowed, closest = self._intact_hits(
             embedding, k, search, among, fold=fold, rerank=rerank, offset=offset, regions=regions
         )
         few = few_notices(offset + len(hits), allowed, offset + k, among)
+        answer = Answer(hits, (*self._all_faults(), *few, *self._date_notices(among)))
         if match_rule is not None and allowed and self.manifest.bits is None:
             compared = self._compared_regions(search, rerank) if regions else None
             parts = len(compared) if compared else 0
-            hits = mark_matches(hits, match_rule, count_compared(allowed, parts, self.count))
-        return Answer(hits, (*self._all_faults(), *few, *self._date_notices(among)))
+            photos = count_compared(allowed, parts, self.count)
+            return answer.judged(closest, match_rule, photos)
+        return answer
 
     def similar(
         self,
@@ -202,7 +204,7 @@ class Gallery(Queries):
         self._check_question(k, search, offset)
         photo, embedding = self._read(photo_id, region)
         among = PhotoFilter.of(under, taken)
-        hits, allowed = self._intact_hits(
+        hits, allowed, _ = self._intact_hits(
             *(embedding, k, search, among),
             fold=fold,
             rerank=rerank,
@@ -317,10 +319,11 @@ class Gallery(Queries):
         offset: int,
         left_out: Photo | None = None,
         regions: bool = True,
-    ) -> tuple[list[Hit], int]:
+    ) -> tuple[list[Hit], int, float]:
         """Return hits whose rows hold what was committed, and how many photos might be hits.
 
-        `left_out` is a photo that is not among the hits.
+        The third is the best score of all these photos. `left_out` is a photo that is not among the
+        hits.
 
         Raises:
             BadGallery: all embeddings are damaged.
@@ -338,7 +341,7 @@ class Gallery(Queries):
             usable = None if among is None else self._usable.among(among)
             allowed = self.count - self.unusable if usable is None else len(usable)
             whole_rerank: Rerank = rerank if parts is None else "none"
-            rows, scores = self._nearest(
+            rows, scores, closest = self._nearest(
                 embedding, min(wanted, allowed), usable, search, whole_rerank
             )
             # A row may have been damaged since it was checked, but is still in the graph and the
@@ -356,6 +359,7 @@ class Gallery(Queries):
             others = self._usable() if usable is None and self.unusable else usable
             wanted = min(wanted, allowed)
             found = parts.improve(rows, scores, embedding, wanted, others, search)
+            closest = best_score(found.scores)
             found = parts.diffuse(found) if is_diffused else found
             rows, scores = found.rows[:best], found.scores[:best]
             by_row = dict(zip(found.rows.tolist(), found.regions.tolist(), strict=True))
@@ -370,7 +374,7 @@ class Gallery(Queries):
         hits = self._hits(
             rows, scores, box, accepted, k, fold=fold, offset=offset, left_out=left_out
         )
-        return hits, allowed
+        return hits, allowed, closest
 
     def _compared_regions(self, search: Search, rerank: Rerank) -> RegionSearch | None:
         """Return the regions, unless photos are found by whole frames alone."""
@@ -412,9 +416,10 @@ class Gallery(Queries):
         among: Rows | None,
         search: Search,
         rerank: Rerank,
-    ) -> tuple[Rows, Scores]:
+    ) -> tuple[Rows, Scores, float]:
         if rerank == "none" or not k:
-            return self._searched.nearest(embedding, k, among, search)
+            rows, scores = self._searched.nearest(embedding, k, among, search)
+            return rows, scores, best_score(scores)
         if not isinstance(self._searched, EmbeddingSearch):
             raise BadConfig(
                 f"--rerank {rerank} of a binary gallery", "embeddings, or --rerank none"

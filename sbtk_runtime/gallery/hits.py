@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -80,16 +81,37 @@ class PhotoCopies:
 
 @dataclass(frozen=True)
 class Answer:
-    """The hits of one query, best first, with sentences about them for the user."""
+    """The answer to one query.
+
+    Attributes:
+        hits: best first.
+        notices: sentences about them for the user.
+        no_close_match: whether no photo is a close match, so that the gallery may lack what was
+            drawn; `None` if that is unknown.
+    """
 
     hits: list[Hit]
     notices: tuple[str, ...] = ()
+    no_close_match: bool | None = None
+
+    def judged(self, closest: float | None, rule: MatchRule, photos: int) -> Answer:
+        """Return the answer to a sketch with its `no_close_match`, and the hits' `match`.
+
+        Args:
+            closest: the best score of all photos, which re-ranking may leave out of the hits;
+                `None` if it is unknown.
+            rule: of the model that embedded the sketch.
+            photos: the number of photos that were compared, at least 1.
+        """
+        lowest = rule.lowest_close(photos)
+        hits = [replace(hit, match="good" if hit.score >= lowest else "weak") for hit in self.hits]
+        is_doubtful = None if closest is None else closest < lowest
+        return replace(self, hits=hits, no_close_match=is_doubtful)
 
 
-def mark_matches(hits: Sequence[Hit], rule: MatchRule, photos: int) -> list[Hit]:
-    """Return the hits with their `match`, for a sketch among `photos` (at least 1) photos."""
-    lowest = rule.lowest_close(photos)
-    return [replace(hit, match="good" if hit.score >= lowest else "weak") for hit in hits]
+def best_score(scores: Scores) -> float:
+    """Return the best of scores `(N,) float32`, best first; below all others if there are none."""
+    return float(scores[0]) if len(scores) else -math.inf
 
 
 def count_compared(photos: int, regions: int, of_photos: int) -> int:
@@ -103,16 +125,6 @@ def count_compared(photos: int, regions: int, of_photos: int) -> int:
         of_photos: the number of all photos.
     """
     return max(1, photos + round(regions * photos / max(1, of_photos)))
-
-
-def has_no_close_match(hits: Sequence[Hit]) -> bool | None:
-    """Return whether all first hits of a query are weak, so that the gallery may have no match.
-
-    Returns `None` if hits have no `match`.
-    """
-    if not hits or hits[0].match is None:
-        return None
-    return all(hit.match == "weak" for hit in hits)
 
 
 Scores = NDArray[np.float32]

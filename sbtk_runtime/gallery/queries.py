@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 Search = Literal["auto", "hnsw", "codes", "exact"]
 
 
+class SearchOptions(TypedDict, total=False):
+    """Options of every search, which `Queries.search` explains."""
+
+    under: Path | str | None
+    taken: Period | None
+    fold: bool
+    rerank: Rerank
+    offset: int
+    regions: bool
+
+
 class Queries(ABC):
     """Queries of a gallery by embeddings and by images.
 
@@ -42,15 +53,10 @@ class Queries(ABC):
         k: int = 10,
         search: Search = "auto",
         *,
-        under: Path | str | None = None,
-        taken: Period | None = None,
-        fold: bool = True,
-        rerank: Rerank = "none",
-        offset: int = 0,
         match_rule: MatchRule | None = None,
-        regions: bool = True,
+        **options: Unpack[SearchOptions],
     ) -> Answer:
-        """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+        """Return what `search` finds for `embedding (D,) float32`, and the notices about it."""
 
     def choose_rerank(self, choice: RerankChoice, kind: Kind) -> Rerank:
         """Return how to reorder the hits of a sketch or a photo.
@@ -79,13 +85,8 @@ class Queries(ABC):
         k: int = 10,
         search: Search = "auto",
         *,
-        under: Path | str | None = None,
-        taken: Period | None = None,
-        fold: bool = True,
-        rerank: Rerank = "none",
-        offset: int = 0,
         match_rule: MatchRule | None = None,
-        regions: bool = True,
+        **options: Unpack[SearchOptions],
     ) -> list[Hit]:
         """Return the `k` photos nearest to `embedding (D,) float32`, best first, by cosine.
 
@@ -99,13 +100,13 @@ class Queries(ABC):
             search: by sign codes with exact scores of the candidates, by the HNSW graph, exactly,
                 or whichever suits the gallery's size; a binary gallery has neither codes of
                 embeddings nor a graph.
+            match_rule: of the bundle that embedded a sketch: hits carry `match`.
             under: only photos in this folder; `auto` searches small folders exactly.
             taken: first and last day, either of which may be `None`: only photos that were taken
                 then. If a file does not say when, the time of its last change counts.
             fold: combine photos with the same bytes into one hit with `copies`.
             rerank: reorders the hits, see `sbtk_runtime.rerank`; scores remain cosines.
             offset: the number of best hits to leave out, so that `k` hits follow them.
-            match_rule: of the bundle that embedded a sketch: hits carry `match`.
             regions: also find photos by their regions, if the gallery keeps them.
 
         Raises:
@@ -114,22 +115,16 @@ class Queries(ABC):
             BadData: the embedding has another width, or is not finite.
             BadGallery: the gallery is empty.
         """
-        answer = self.answer(
-            *(embedding, k, search),
-            under=under,
-            taken=taken,
-            fold=fold,
-            rerank=rerank,
-            offset=offset,
-            match_rule=match_rule,
-            regions=regions,
-        )
+        return self._noted(self.answer(embedding, k, search, match_rule=match_rule, **options)).hits
+
+    def _noted(self, answer: Answer) -> Answer:
+        """Add an answer's notices to those of the gallery."""
         # Earlier notices may state fewer unusable photos.
         outdated = self._outdated_notices()
         self.notices[:] = [text for text in self.notices if text not in outdated]
         for notice in answer.notices:
             note(self.notices, notice)
-        return answer.hits
+        return answer
 
     def query(
         self,
@@ -139,12 +134,7 @@ class Queries(ABC):
         kind: Kind = "sketch",
         *,
         search: Search = "auto",
-        under: Path | str | None = None,
-        taken: Period | None = None,
-        fold: bool = True,
-        rerank: Rerank = "none",
-        offset: int = 0,
-        regions: bool = True,
+        **options: Unpack[SearchOptions],
     ) -> list[Hit]:
         """Return the `k` photos that look most like an image, best first.
 
@@ -160,33 +150,37 @@ class Queries(ABC):
             embedder: of the gallery's model.
             k: at least 1.
             kind: "sketch", or "photo" to find photos like a photo.
-            search: see `search`, as for the options below.
-            under: only photos in this folder.
-            taken: only photos of these days.
-            fold: combine photos with the same bytes into one hit.
-            rerank: how to reorder the hits.
-            offset: the number of best hits to leave out.
-            regions: also find photos by their regions, if the gallery keeps them.
+            search: how to search, see `search`.
+            options: see `search`.
 
         Raises:
             ModelMismatch: the embedder's model is not the one that made the gallery.
             BadConfig: `kind` is neither "sketch" nor "photo", or as in `search`.
             BadImage: there is no readable image, or the sketch is empty.
         """
+        return self.ask(sketch, embedder, k, kind, search=search, **options).hits
+
+    def ask(
+        self,
+        sketch: ImageInput,
+        embedder: Embedder,
+        k: int = 10,
+        kind: Kind = "sketch",
+        *,
+        search: Search = "auto",
+        **options: Unpack[SearchOptions],
+    ) -> Answer:
+        """Return the hits of `query`, with whether any photo is a close match, and notices.
+
+        Raises:
+            SbtkError: as `query`.
+        """
         self._require_model(embedder)
         embedding, notices = embedder.embed_one(sketch, kind)
         for notice in notices:
             note(self.notices, notice)
-        return self.search(
-            *(embedding, k, search),
-            under=under,
-            taken=taken,
-            fold=fold,
-            rerank=rerank,
-            offset=offset,
-            match_rule=_match_rule(embedder, kind),
-            regions=regions,
-        )
+        rule = _match_rule(embedder, kind)
+        return self._noted(self.answer(embedding, k, search, match_rule=rule, **options))
 
     def query_many(
         self,
@@ -196,11 +190,7 @@ class Queries(ABC):
         kind: Kind = "sketch",
         *,
         search: Search = "auto",
-        under: Path | str | None = None,
-        taken: Period | None = None,
-        fold: bool = True,
-        rerank: Rerank = "none",
-        regions: bool = True,
+        **options: Unpack[SearchOptions],
     ) -> list[list[Hit]]:
         """Return the hits of each image, as `query` does, in the order of `sketches`.
 
@@ -231,15 +221,8 @@ class Queries(ABC):
                 for notice in prepared.notices:
                     note(self.notices, f"image {number}: {notice}")
             for row in embedder.embed_images(np.stack(pixels), kind):
-                hits = self.search(
-                    *(row, k, search),
-                    under=under,
-                    taken=taken,
-                    fold=fold,
-                    rerank=rerank,
-                    match_rule=_match_rule(embedder, kind),
-                    regions=regions,
-                )
+                rule = _match_rule(embedder, kind)
+                hits = self.search(row, k, search, match_rule=rule, **options)
                 answers.append(hits)
         return answers
 

@@ -25,7 +25,6 @@ from sbtk_runtime.gallery.hits import (
     Hit,
     PhotoCopies,
     count_compared,
-    mark_matches,
 )
 from sbtk_runtime.gallery.photo_filter import EVER, Period, PhotoFilter
 from sbtk_runtime.gallery.queries import Queries, Search, few_notices, undated_notice
@@ -218,7 +217,7 @@ class RemoteGallery(Queries):
         match_rule: MatchRule | None = None,
         regions: bool = True,
     ) -> Answer:
-        """Return the hits of `search` for `embedding (D,) float32`, and the notices about them."""
+        """Return what `search` finds for `embedding (D,) float32`, and the notices about it."""
         self._check_query(k, search, offset, rerank)
         photos = PhotoFilter.of(under, taken)
         among = self._among(under, photos)
@@ -230,7 +229,8 @@ class RemoteGallery(Queries):
             assert among is not None
             parts = self._state.regions if regions else 0
             compared = count_compared(self._count(among), parts, self.count)
-            return Answer(mark_matches(answer.hits, match_rule, compared), answer.notices)
+            closest = None if offset else answer.hits[0].score
+            return answer.judged(closest, match_rule, compared)
         return answer
 
     def similar(

@@ -13,7 +13,7 @@ from sbtk_runtime.binary_codes import Codes, Itq
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.hits import Scores, exact_search, hamming_search
+from sbtk_runtime.gallery.hits import Scores, best_score, exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, build_graph, has_hnswlib, import_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, Neighbours, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck, UsableRows
@@ -113,8 +113,10 @@ class EmbeddingSearch:
         among: Rows | None,
         search: str,
         rerank: Rerank,
-    ) -> tuple[Rows, Scores]:
-        """Return the rows of `nearest` in another order, with cosines of `embedding (D,)`.
+    ) -> tuple[Rows, Scores, float]:
+        """Return the rows of `nearest` in another order, their cosines, and the best of all.
+
+        The cosines are of `embedding (D,)`; the photo that is closest to it need not be returned.
 
         Raises:
             BadGallery: the gallery has no list of neighbours, which diffusion needs.
@@ -124,12 +126,12 @@ class EmbeddingSearch:
             near = self._usable_neighbours().among(rows[:CANDIDATES])
             order = np.argsort(-diffuse(scores[:CANDIDATES], *near), kind="stable")
             order = np.concatenate([order, np.arange(len(order), len(rows))])[:k]
-            return rows[order], scores[order]
+            return rows[order], scores[order], best_score(scores)
         rows, scores = self.nearest(embedding, EXPAND_HITS, among, search)
         query = unit_row(embedding, self._vectors.dim)
         expanded = expand_query(query, self._vectors.embeddings(rows), scores)
-        rows, _ = self.nearest(expanded, k, among, search)
-        return rows, self._vectors.embeddings(rows) @ query
+        found, _ = self.nearest(expanded, k, among, search)
+        return found, self._vectors.embeddings(found) @ query, best_score(scores)
 
     def has_neighbours(self) -> bool:
         """Return whether there are neighbours to rerank by; a damaged list is a fault to note."""

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from sbtk_runtime.errors import BadImage
-from sbtk_runtime.gallery.hits import has_no_close_match
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.errors import error_answers, problem_answer
 from sbtk_runtime.web.metrics import Metrics
@@ -279,15 +278,15 @@ def _answer(
     metrics: Metrics,
     kind: Kind | None = None,
 ) -> QueryAnswer:
-    hits = [HitAnswer.of(hit) for hit in found.hits]
+    hits = [HitAnswer.of(hit) for hit in found.answer.hits]
     took_s = time.perf_counter() - started
     metrics.query_seconds.observe(took_s)
     return QueryAnswer.model_construct(
         hits=hits,
-        no_close_match=None if options.offset else has_no_close_match(found.hits),
+        no_close_match=None if options.offset else found.answer.no_close_match,
         kind=kind,
         generation=found.generation,
         engine=found.engine,
         took_ms=round(took_s * 1e3, 2),
-        notices=list(found.notices),
+        notices=list(found.answer.notices),
     )

@@ -27,7 +27,7 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.hits import Answer, Box, Hit, PhotoCopies
+from sbtk_runtime.gallery.hits import Answer, Box, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.gallery.photo_filter import Period
 from sbtk_runtime.gallery.queries import Search
@@ -66,16 +66,16 @@ class Loading(SbtkError):
 
 @dataclass(frozen=True)
 class Found:
-    """The hits of a query, with generation, engine and sentences for the user."""
+    """The answer to a query, with the gallery's generation and the engine."""
 
-    hits: list[Hit]
+    answer: Answer
     generation: int
     engine: str
-    notices: tuple[str, ...]
 
     def with_notices(self, notices: tuple[str, ...]) -> Found:
-        """Return a copy with `notices` before its own."""
-        return replace(self, notices=(*notices, *self.notices))
+        """Return a copy with `notices` before those of its answer."""
+        together = (*notices, *self.answer.notices)
+        return replace(self, answer=replace(self.answer, notices=together))
 
 
 @dataclass(frozen=True)
@@ -422,7 +422,7 @@ class Service:
         engine = self._embedder.engine.info.name
         with self.reading() as gallery:
             answer = ask(gallery) if gallery.count else _EMPTY
-            return Found(answer.hits, gallery.manifest.generation, engine, answer.notices)
+            return Found(answer, gallery.manifest.generation, engine)
 
 
 _EMPTY = Answer([], ("the gallery has no photos yet: run sbtk index PHOTOS",))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sbtk_cli.main import main
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.gallery import Gallery, Hit
-from sbtk_runtime.gallery.hits import has_no_close_match, mark_matches
+from sbtk_runtime.gallery.hits import Answer
 from sbtk_runtime.manifest import MatchRule, read_bundle_manifest
 from tests.tiny import tiny_bundle, write_photos, write_sketch
 from tests.tiny_gallery import gallery_of, index, tiny_code_bundle, unit_rows
@@ -38,12 +38,15 @@ def test_a_hit_is_close_from_the_lowest_close_cosine(
 ) -> None:
     rule = MatchRule(intercept, per_decade)
     hits = [Hit(rank, score, rank, "/p") for rank, score in enumerate(scores, start=1)]
-    marked = mark_matches(hits, rule, photos)
+    answer = Answer(hits, ("a notice",)).judged(max(scores), rule, photos)
     lowest = rule.lowest_close(photos)
-    assert [hit.match == "good" for hit in marked] == [score >= lowest for score in scores]
-    assert has_no_close_match(marked) == (max(scores) < lowest)
+    assert [hit.match == "good" for hit in answer.hits] == [score >= lowest for score in scores]
+    assert answer.no_close_match == (max(scores) < lowest)
+    assert answer.notices == ("a notice",)
     # More photos never make a hit closer.
-    for hit, later in zip(marked, mark_matches(hits, rule, photos * 10), strict=True):
+    among_more = Answer(hits).judged(None, rule, photos * 10)
+    assert among_more.no_close_match is None
+    for hit, later in zip(answer.hits, among_more.hits, strict=True):
         assert (hit.match, later.match) != ("weak", "good")
 
 
@@ -53,7 +56,7 @@ def test_hits_are_marked_by_the_number_of_photos_that_were_searched(tmp_path: Pa
     with Gallery.open(tmp_path / "g.sbtk") as gallery:
         plain = gallery.search(query, 300)
         assert {hit.match for hit in plain} == {None}
-        assert has_no_close_match(plain) is None
+        assert gallery.answer(query, 300).no_close_match is None
         marked = gallery.search(query, 300, match_rule=RULE)
         assert [replace(hit, match=None) for hit in marked] == plain
         assert [hit.match == "good" for hit in marked] == [hit.score >= 0.3 for hit in plain]

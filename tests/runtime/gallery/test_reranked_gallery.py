@@ -13,8 +13,9 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, update_neighbours
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.verify import verify_gallery
+from sbtk_runtime.manifest import MatchRule
 from sbtk_runtime.preprocess import KINDS
-from sbtk_runtime.rerank import AUTO_FROM, CANDIDATES, Rerank, Reranker
+from sbtk_runtime.rerank import AUTO_FROM, CANDIDATES, RERANKS, Rerank, Reranker
 from tests.tiny_gallery import code_gallery_of, gallery_of, tiny_itq, unit_rows
 
 DIM = 16
@@ -140,3 +141,17 @@ def test_auto_orders_by_score_if_there_are_no_neighbours(tmp_path: Path) -> None
     code_gallery_of(tmp_path / "codes.sbtk", itq.codes(rows), itq)
     with Gallery.open(tmp_path / "codes.sbtk") as gallery:
         assert gallery.choose_rerank("auto", "sketch") == "none"
+
+
+def test_whether_any_photo_is_close_depends_on_no_order(tmp_path: Path) -> None:
+    rule, found = MatchRule(0.75, 0.0), 0
+    with Gallery.open(made(tmp_path / "g.sbtk", unit_rows(300, DIM))) as gallery:
+        for query in unit_rows(60, DIM, seed=4):
+            is_doubtful = gallery.search(query, 1)[0].score < rule.lowest_close(300)
+            for rerank in RERANKS:
+                for k, offset in ((1, 0), (3, 0), (3, 2), (300, 0)):
+                    answer = gallery.answer(query, k, rerank=rerank, offset=offset, match_rule=rule)
+                    assert answer.no_close_match is is_doubtful
+                    marks = {hit.match for hit in answer.hits}
+                    found += not is_doubtful and marks == {"weak"}
+    assert found  # a close photo that is not among the first hits
