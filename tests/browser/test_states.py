@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +66,17 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@contextlib.contextmanager
+def _visiting(browser: Browser, place: Path) -> Iterator[tuple[ServeProcess, Visit]]:
+    """Serve the gallery of `place`, and open its page."""
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(browser, served.origin) as visit:
+            visit.open()
+            yield served, visit
+
+
 def test_a_sketch_drawn_while_the_engine_loads_is_searched_afterwards(
     browser: Browser, place: Path
 ) -> None:
@@ -110,75 +123,63 @@ def test_a_restarted_server_loses_no_stroke(browser: Browser, place: Path) -> No
 
 
 def test_a_new_generation_of_the_gallery_is_used(browser: Browser, place: Path) -> None:
-    options = ("--model", str(place / "tiny"))
-    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
-        served.wait_until_ready()
-        with Visit(browser, served.origin) as visit:
-            visit.open()
+    with _visiting(browser, place) as (_, visit):
+        with visit.new_hits():
+            visit.stroke(ROOF)
+        before = visit.ids()
+        write_photos(place / "photos" / "more", 4, seed=9)
+        # Its thumbnail may be requested until the folder is indexed again.
+        (place / "photos" / visit.names()[0]).unlink()
+        visit.allow_message("404.*/thumbnail")
+        index(place / "gallery.sbtk", place / "photos", place / "tiny")
+        for x in np.linspace(0.3, 0.7, 20):
             with visit.new_hits():
-                visit.stroke(ROOF)
-            before = visit.ids()
-            write_photos(place / "photos" / "more", 4, seed=9)
-            # Its thumbnail may be requested until the folder is indexed again.
-            (place / "photos" / visit.names()[0]).unlink()
-            visit.allow_message("404.*/thumbnail")
-            index(place / "gallery.sbtk", place / "photos", place / "tiny")
-            for x in np.linspace(0.3, 0.7, 20):
-                with visit.new_hits():
-                    visit.stroke(((x, 0.3), (x, 0.4)), steps=1)
-                # A response belongs to one generation, the old or the new one.
-                assert sorted(visit.ids()) == sorted(before) or before[0] not in visit.ids()
-                if len(visit.ids()) == 9:
-                    break
-            assert set(before[1:]) < set(visit.ids())
-            visit.page.get_by_text("9 photos", exact=True).wait_for()
+                visit.stroke(((x, 0.3), (x, 0.4)), steps=1)
+            # A response belongs to one generation, the old or the new one.
+            assert sorted(visit.ids()) == sorted(before) or before[0] not in visit.ids()
+            if len(visit.ids()) == 9:
+                break
+        assert set(before[1:]) < set(visit.ids())
+        visit.page.get_by_text("9 photos", exact=True).wait_for()
 
 
 def test_a_removed_folder_is_deselected(browser: Browser, place: Path) -> None:
     write_photos(place / "photos" / "more", 4, seed=9)
     index(place / "gallery.sbtk", place / "photos", place / "tiny")
-    options = ("--model", str(place / "tiny"))
-    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
-        served.wait_until_ready()
-        with Visit(browser, served.origin) as visit:
-            visit.open()
-            with visit.new_hits():
-                visit.stroke(ROOF)
-            folder = visit.page.get_by_label("Folder")
-            with visit.new_hits():
-                folder.select_option(str(place / "photos" / "more"))
-            assert len(visit.ids()) == 4
-            visit.allow_message("404.*/thumbnail")
-            shutil.rmtree(place / "photos" / "more")
-            index(place / "gallery.sbtk", place / "photos", place / "tiny")
-            with visit.new_hits():
-                # Makes the page check the server.
-                visit.look()
-                visit.page.get_by_text("6 photos", exact=True).wait_for()
-                visit.wait_until("() => document.querySelectorAll('#hits > li').length === 6")
-            assert folder.input_value() == ""
+    with _visiting(browser, place) as (_, visit):
+        with visit.new_hits():
+            visit.stroke(ROOF)
+        folder = visit.page.get_by_label("Folder")
+        with visit.new_hits():
+            folder.select_option(str(place / "photos" / "more"))
+        assert len(visit.ids()) == 4
+        visit.allow_message("404.*/thumbnail")
+        shutil.rmtree(place / "photos" / "more")
+        index(place / "gallery.sbtk", place / "photos", place / "tiny")
+        with visit.new_hits():
+            # Makes the page check the server.
+            visit.look()
+            visit.page.get_by_text("6 photos", exact=True).wait_for()
+            visit.wait_until("() => document.querySelectorAll('#hits > li').length === 6")
+        assert folder.input_value() == ""
 
 
 def test_an_unreadable_generation_is_reported(browser: Browser, place: Path) -> None:
-    options = ("--model", str(place / "tiny"))
-    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
-        served.wait_until_ready()
-        with Visit(browser, served.origin) as visit:
-            visit.open()
-            with visit.new_hits():
-                visit.stroke(ROOF)
-            whole = (place / "gallery.sbtk" / "manifest.json").read_bytes()
-            (place / "gallery.sbtk" / "manifest.json").write_bytes(whole[:40])
-            while served.health()[1]["problem"] is None:
-                visit.page.wait_for_timeout(50)
-            visit.look()
-            visit.page.get_by_role("heading", name="manifest.json").wait_for()
-            # The previous generation is still served.
-            with visit.new_hits():
-                visit.stroke(((0.3, 0.3), (0.6, 0.4)))
-            assert len(visit.ids()) == 6
-            (place / "gallery.sbtk" / "manifest.json").write_bytes(whole)
-            visit.page.locator("#empty-state").wait_for(state="hidden")
+    with _visiting(browser, place) as (served, visit):
+        with visit.new_hits():
+            visit.stroke(ROOF)
+        whole = (place / "gallery.sbtk" / "manifest.json").read_bytes()
+        (place / "gallery.sbtk" / "manifest.json").write_bytes(whole[:40])
+        while served.health()[1]["problem"] is None:
+            visit.page.wait_for_timeout(50)
+        visit.look()
+        visit.page.get_by_role("heading", name="manifest.json").wait_for()
+        # The previous generation is still served.
+        with visit.new_hits():
+            visit.stroke(((0.3, 0.3), (0.6, 0.4)))
+        assert len(visit.ids()) == 6
+        (place / "gallery.sbtk" / "manifest.json").write_bytes(whole)
+        visit.page.locator("#empty-state").wait_for(state="hidden")
 
 
 def test_a_late_status_does_not_replace_a_newer_one(visit: Visit) -> None:
@@ -203,23 +204,19 @@ def test_a_late_status_does_not_replace_a_newer_one(visit: Visit) -> None:
 
 
 def test_a_sketch_survives_a_reload(browser: Browser, place: Path) -> None:
-    options = ("--model", str(place / "tiny"))
-    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
-        served.wait_until_ready()
-        with Visit(browser, served.origin) as visit:
-            visit.open()
-            with visit.new_hits():
-                visit.stroke(ROOF)
-            before = visit.ink()
-            visit.page.reload()
-            visit.page.wait_for_selector("#hits > li")
-            assert len(visit.ids()) == 6
-            assert visit.ink() == pytest.approx(before, rel=0.02)
-            # The page requests no more hits than there are photos.
-            assert visit.page.locator("#notices").text_content() == ""
-            visit.page.get_by_role("button", name="Undo").click()
-            visit.wait_for_recent()
-            assert visit.ink() == 0
+    with _visiting(browser, place) as (_, visit):
+        with visit.new_hits():
+            visit.stroke(ROOF)
+        before = visit.ink()
+        visit.page.reload()
+        visit.page.wait_for_selector("#hits > li")
+        assert len(visit.ids()) == 6
+        assert visit.ink() == pytest.approx(before, rel=0.02)
+        # The page requests no more hits than there are photos.
+        assert visit.page.locator("#notices").text_content() == ""
+        visit.page.get_by_role("button", name="Undo").click()
+        visit.wait_for_recent()
+        assert visit.ink() == 0
 
 
 def test_restored_radio_buttons_are_reset(browser: Browser, server: ServeProcess) -> None:
@@ -260,27 +257,23 @@ def test_file_names_are_shown_as_text(browser: Browser, place: Path) -> None:
     for seed, odd in enumerate((*ODD_NAMES, FAMILY.encode())):
         tiny_photo(500 + seed).save(place / "photos" / os.fsdecode(odd), "PNG")
     index(place / "gallery.sbtk", place / "photos", place / "tiny")
-    options = ("--model", str(place / "tiny"))
-    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
-        served.wait_until_ready()
-        with Visit(browser, served.origin) as visit:
-            visit.open()
-            with visit.new_hits():
-                visit.stroke(ROOF)
-            names = visit.names()
-            assert len(names) == 13
-            assert ODD_NAMES[0].decode() in names
-            assert FAMILY in names
-            assert r'two\x0alines, a "quote" & more.png' in names
-            assert not any("\u202e" in name for name in names)
-            assert visit.fits()
-            for name in names:
-                visit.page.locator("#hits li a").nth(names.index(name)).click()
-                visit.page.get_by_role("dialog", name=name, exact=True).wait_for()
-                visit.wait_until("() => document.getElementById('viewer-image').naturalWidth > 0")
-                visit.page.keyboard.press("Escape")
-                visit.page.locator("dialog[open]").wait_for(state="detached")
-            assert visit.page.title() == "sbtk: search photos by sketch"
+    with _visiting(browser, place) as (_, visit):
+        with visit.new_hits():
+            visit.stroke(ROOF)
+        names = visit.names()
+        assert len(names) == 13
+        assert ODD_NAMES[0].decode() in names
+        assert FAMILY in names
+        assert r'two\x0alines, a "quote" & more.png' in names
+        assert not any("\u202e" in name for name in names)
+        assert visit.fits()
+        for name in names:
+            visit.page.locator("#hits li a").nth(names.index(name)).click()
+            visit.page.get_by_role("dialog", name=name, exact=True).wait_for()
+            visit.wait_until("() => document.getElementById('viewer-image').naturalWidth > 0")
+            visit.page.keyboard.press("Escape")
+            visit.page.locator("dialog[open]").wait_for(state="detached")
+        assert visit.page.title() == "sbtk: search photos by sketch"
 
 
 def test_an_empty_gallery_shows_the_command_to_index(browser: Browser, tmp_path: Path) -> None:
