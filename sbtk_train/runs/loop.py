@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -149,11 +150,11 @@ class Trainer:
             TrainingDiverged: at the first loss or gradient that is not finite.
         """
         position, recipe = self._position, self._recipe
-        if self._context.compute.device.type == "cpu":
-            keep_freed_memory()
-        while position.epoch < recipe.epochs and not self._is_patience_over():
-            self._run_epoch()
-            self._finish_epoch()
+        is_on_cpu = self._context.compute.device.type == "cpu"
+        with keep_freed_memory() if is_on_cpu else contextlib.nullcontext():
+            while position.epoch < recipe.epochs and not self._is_patience_over():
+                self._run_epoch()
+                self._finish_epoch()
         return position
 
     def _is_patience_over(self) -> bool:
