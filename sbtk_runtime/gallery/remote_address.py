@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import (
+    SplitResult,
+    parse_qsl,
+    quote,
+    unquote,
+    unquote_to_bytes,
+    urlencode,
+    urlsplit,
+    urlunsplit,
+)
 
 from sbtk_runtime.errors import BadConfig
 
@@ -53,14 +62,17 @@ class Address:
             BadConfig: it is none. The message does not repeat what may be a password.
         """
         try:
+            unquote_to_bytes(url).decode()  # raises for what is not UTF-8
             parts = urlsplit(url)
-            _ = parts.port  # raises for what is not a number
+            for host in _hosts(parts).split(","):  # libpq takes several
+                _ = urlsplit(f"//{host}").port  # raises for what is not a number
         except ValueError as problem:
             raise _bad_url("the URL of --at cannot be read") from problem
         if parts.scheme not in _SCHEMES:
             shown = f"{parts.scheme}://" if parts.scheme and "://" in url else "no scheme"
             raise _bad_url(f"--at names an unknown kind of database ({shown})")
-        options = parse_qsl(parts.query, keep_blank_values=True)
+        # To libpq, a + is not a space.
+        options = parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True)
         names = [value for name, value in options if name == "collection"] or ["sbtk"]
         if len(names) > 1 or not _COLLECTION.fullmatch(names[0]):
             raise BadConfig(
@@ -73,7 +85,7 @@ class Address:
         is_cut = bool(parts.fragment) or "@" in parts.path
         if kind == "milvus":
             return _milvus(parts, kept, names[0], is_cut=is_cut)
-        if is_cut or not parts.path.strip("/"):
+        if is_cut or not parts.path.strip("/") or "://" not in url:
             raise _bad_url("--at names no database")
         pairs = [pair.partition("=") for pair in parts.query.split("&")]
         secrets = [value for name, _, value in pairs if "password" in name]  # as written
@@ -81,10 +93,10 @@ class Address:
         secrets += [parts.password] if parts.password else []
         shown_options = [(name, value) for name, value in kept if "password" not in name]
         return cls(
-            url=urlunsplit(parts._replace(query=urlencode(kept, quote_via=quote))),
+            url=_joined(parts, parts.username, parts.password, kept),
             kind=kind,
             collection=names[0],
-            shown=_shown(parts, parts.username, shown_options, names[0]),
+            shown=_joined(parts, parts.username, None, [*shown_options, ("collection", names[0])]),
             secrets=_both_ways(secrets),
         )
 
@@ -99,6 +111,7 @@ def _milvus(
     parts: SplitResult, options: list[tuple[str, str]], collection: str, *, is_cut: bool
 ) -> Address:
     database = parts.path.strip("/")
+    is_cut |= "," in _hosts(parts)
     if is_cut or not parts.hostname or (database and not _MILVUS_DATABASE.fullmatch(database)):
         raise _bad_url("--at names no host, or no name of a database of Milvus")
     if options:  # whose values may be secret
@@ -119,10 +132,10 @@ def _milvus(
         secrets += [variable, variable.partition(":")[2]]
     scheme = "https" if parts.scheme == "https" else "http"
     return Address(
-        url=urlunsplit((scheme, parts.netloc.rpartition("@")[2], "", "", "")),
+        url=urlunsplit((scheme, _hosts(parts), "", "", "")),
         kind="milvus",
         collection=collection,
-        shown=_shown(parts, shown_user, [], collection),
+        shown=_joined(parts, shown_user, None, [("collection", collection)]),
         secrets=_both_ways([*secrets, token]),
         database=database,
         token=token,
@@ -130,17 +143,30 @@ def _milvus(
 
 
 def _both_ways(secrets: list[str]) -> tuple[str, ...]:
-    """Return secrets as they are written in a URL and as they are."""
-    return tuple({*secrets, *map(unquote, secrets)} - {""})
+    """Return secrets as they are written in URLs and as they are."""
+    plain = set(map(unquote, secrets))
+    return tuple({*secrets, *plain, *(quote(one, safe="") for one in plain)} - {""})
 
 
-def _shown(
-    parts: SplitResult, user: str | None, options: list[tuple[str, str]], collection: str
+def _quoted(text: str) -> str:
+    """Return a part of a URL with all special characters as %XX, whether or not they were."""
+    return quote(unquote(text), safe="")
+
+
+def _hosts(parts: SplitResult) -> str:
+    return parts.netloc.rpartition("@")[2]
+
+
+def _joined(
+    parts: SplitResult, user: str | None, password: str | None, options: list[tuple[str, str]]
 ) -> str:
-    host = parts.netloc.rpartition("@")[2]
-    at = f"{user}@" if user else ""
-    query = urlencode([*options, ("collection", collection)], quote_via=quote)
-    return urlunsplit((parts.scheme, f"{at}{host}", parts.path, query, ""))
+    """Return a URL; one without a host keeps its //, which libpq needs."""
+    names = ":".join(_quoted(name) for name in (user or "", password) if name is not None)
+    query = urlencode(options, quote_via=quote)
+    return (
+        f"{parts.scheme}://{names}{'@' if names else ''}{_hosts(parts)}{parts.path}"
+        f"{'?' if query else ''}{query}"
+    )
 
 
 def _bad_url(found: str) -> BadConfig:

@@ -50,6 +50,26 @@ def test_an_address_of_milvus_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None
     assert Address.parse("postgresql://db/photos").token == ""
 
 
+def test_libpq_gets_a_url_as_it_reads_it() -> None:
+    # On this machine, through a socket.
+    assert Address.parse("postgresql:///photos").url == "postgresql:///photos"
+    assert Address.parse("postgresql:///p?host=%2Frun").url == "postgresql:///p?host=%2Frun"
+    several = Address.parse("postgresql://me@one:5433,[::1]:5434/photos?collection=archive")
+    assert several.url == "postgresql://me@one:5433,[::1]:5434/photos"
+    assert several.shown == "postgresql://me@one:5433,[::1]:5434/photos?collection=archive"
+    assert Address.parse("postgresql://db/photos?password=a+b%2B").url.endswith("=a%2Bb%2B")
+    # What libpq would take for the host, or refuse with a message that has a part of a password.
+    for written, quoted in (
+        ("a@b", "a%40b"),
+        ("a b", "a%20b"),
+        ("a%b", "a%25b"),
+        ("%C3%A9", "%C3%A9"),
+    ):
+        address = Address.parse(f"postgresql://me:{written}@db/photos")
+        assert address.url == f"postgresql://me:{quoted}@db/photos"
+        assert "***" in address.masked(f"x {quoted}") and "***" in address.masked(f"x {written}")
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -70,6 +90,8 @@ def test_messages_contain_no_password(url: str) -> None:
     "url",
     [
         *("", "photos", "/srv/photos", "ftp://me:se-cret@db/photos", "postgresql:", "://x"),
+        *("postgresql:photos", "postgresql:/photos", "postgresql://me:se-cret%FF@db/photos"),
+        *("postgresql://me:se-cret\udce9@db/photos", "postgresql://me@a:1,b:se-cret/photos"),
         *("postgresql://me:se-cret@db", "postgresql://me:se-cret@db/", "mysql://db/photos"),
         *("postgresql://me:se-cret/x@db/photos", "postgresql://me:1/se-cret@db:port/photos"),
         *("postgresql://me:se-cret#x@db/photos", "postgresql://[me:se-cret@db/photos"),
@@ -81,6 +103,7 @@ def test_messages_contain_no_password(url: str) -> None:
         f"postgresql://db/photos?collection={'a' * 41}",
         *("milvus://", "milvus://me:se-cret@", "milvus://db/a/b", "milvus://db/a-b", "http:///x"),
         *("https://me:se-cret/x@db", "https://me:se-cret#x@db", "https://db?token=se-cret"),
+        "milvus://one:1,two:2",
     ],
 )
 def test_wrong_urls_are_refused_without_repeating_passwords(url: str) -> None:
