@@ -375,7 +375,7 @@ def _storable_numbers(
 ) -> tuple[bytes, int, int, int, int]:
     """Return a found file as SQLite can store it: with times in the years 1677 to 2262."""
     path, size_bytes, *times, inode = found
-    mtime_ns, ctime_ns = (max(-_LARGEST - 1, min(time_ns, _LARGEST)) for time_ns in times)
+    mtime_ns, ctime_ns = (max(-_LARGEST, min(time_ns, _LARGEST)) for time_ns in times)
     return path, size_bytes, mtime_ns, ctime_ns, signed_inode(inode)
 
 

@@ -241,9 +241,9 @@ def condition(among: RemoteFilter) -> str:
         low, high = map(quoted, interval)
         parts.append(f"path >= {low} and path < {high}")
     if among.period != EVER:
-        first, end, first_ns, end_ns = PeriodBounds.of(among.period)
+        first, end, first_ns, last_ns = PeriodBounds.of(among.period)
         dated = f'taken != "" and taken >= {quoted(first)} and taken < {quoted(end)}'
-        undated = f'taken == "" and mtime_ns >= {first_ns} and mtime_ns < {end_ns}'
+        undated = f'taken == "" and mtime_ns >= {first_ns} and mtime_ns <= {last_ns}'
         parts.append(f"(({dated}) or ({undated}))")
     return " and ".join(parts)
 

@@ -18,12 +18,12 @@ Period = tuple[datetime.date | None, datetime.date | None]
 EVER: Period = (None, None)
 # What every engine reads as a number of 64 bits.
 _LEAST_NS, _MOST_NS = -((1 << 63) - 1), (1 << 63) - 1
-# Outside of these years, nanoseconds do not fit 64 bits.
-_FIRST_YEAR, _LAST_YEAR = 1700, 2200
+# Nanoseconds do not fit 64 bits on these days and beyond, in any time zone.
+_FIRST_DAY, _LAST_DAY = datetime.date(1677, 9, 20), datetime.date(2262, 4, 14)
 # The date of a photo: when it was taken or, if its file does not say so, modified.
 _IN_PERIOD = """ AND CASE
     WHEN (SELECT taken FROM dates WHERE dates.row = photos.row) IS NULL
-    THEN mtime_ns >= :first_ns AND mtime_ns < :end_ns
+    THEN mtime_ns >= :first_ns AND mtime_ns <= :last_ns
     ELSE (SELECT taken FROM dates WHERE dates.row = photos.row) >= :first
         AND (SELECT taken FROM dates WHERE dates.row = photos.row) < :end
 END"""
@@ -103,16 +103,16 @@ def below(path: bytes) -> tuple[bytes, bytes]:
 
 
 class PeriodBounds(NamedTuple):
-    """The first moment of a period and the one after its last.
+    """The first moment of a period, the last one, and in dates the one after it.
 
-    `first` and `end` compare with dates in ISO 8601, `first_ns` and `end_ns` with nanoseconds since
-    1970.
+    `first` and `end` compare with dates in ISO 8601, `first_ns` and `last_ns` with nanoseconds
+    since 1970. File times that do not fit 64 bits are stored as the least or largest number.
     """
 
     first: str
     end: str
     first_ns: int
-    end_ns: int
+    last_ns: int
 
     @classmethod
     def of(cls, period: Period) -> PeriodBounds:
@@ -122,15 +122,16 @@ class PeriodBounds(NamedTuple):
         return cls(
             first="" if first is None else first.isoformat(),
             end=":" if end is None else end.isoformat(),  # ":" is the character after "9"
-            first_ns=_LEAST_NS if first is None else _midnight_ns(first),
-            end_ns=_MOST_NS if end is None else _midnight_ns(end),
+            first_ns=_LEAST_NS if first is None else _storable(_midnight_ns(first)),
+            last_ns=_MOST_NS if end is None else _storable(_midnight_ns(end) - 1),
         )
 
 
 def _midnight_ns(day: datetime.date) -> int:
-    """Return when a day begins here, in nanoseconds since 1970."""
-    if day.year < _FIRST_YEAR:
-        return _LEAST_NS
-    if day.year > _LAST_YEAR:
-        return _MOST_NS
+    """Return when a day begins here, in nanoseconds since 1970; beyond 64 bits, only about when."""
+    day = min(max(day, _FIRST_DAY), _LAST_DAY)
     return int(datetime.datetime.combine(day, datetime.time()).timestamp()) * 1_000_000_000
+
+
+def _storable(time_ns: int) -> int:
+    return min(max(time_ns, _LEAST_NS), _MOST_NS)

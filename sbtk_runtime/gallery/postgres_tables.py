@@ -93,7 +93,7 @@ def where_of(among: RemoteFilter) -> tuple[sql.Composable, list[Any]]:
     if among.period != EVER:
         where += sql.SQL(
             " AND (taken >= %s AND taken < %s"
-            " OR taken IS NULL AND mtime_ns >= %s AND mtime_ns < %s)"
+            " OR taken IS NULL AND mtime_ns >= %s AND mtime_ns <= %s)"
         )
         values += PeriodBounds.of(among.period)
     return where, values

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import date
@@ -105,6 +106,40 @@ def test_invalid_ends_of_a_period_are_refused(folder: Path) -> None:
     with Gallery.open(folder) as gallery:
         for taken in itertools.product((None, date.min, date(1600, 2, 3)), (None, date.max)):
             assert names(gallery, taken) == set(PHOTOS)
+
+
+@pytest.mark.parametrize(
+    "period, expected",
+    [
+        ((date(2026, 1, 1), None), {"2230.png", "2300.png"}),
+        ((date(2220, 1, 1), date(2240, 12, 31)), {"2230.png"}),
+        ((date(2299, 1, 1), date(2301, 1, 1)), {"2300.png"}),
+        ((None, date(2229, 12, 31)), {"1600.png"}),
+        ((None, date(1650, 1, 1)), {"1600.png"}),
+        ((date(1700, 1, 1), date(2200, 1, 1)), set()),
+    ],
+)
+def test_times_of_files_that_need_more_than_64_bits_are_of_a_period(
+    far: Path, period: Period, expected: set[str]
+) -> None:
+    with Gallery.open(far) as gallery:
+        assert names(gallery, period) == expected
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory, embedder: Embedder) -> Iterator[Path]:
+    """Return a gallery of photos whose file times most file systems cannot store."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shared:
+        for seed, year in enumerate((1600, 2230, 2300)):
+            path = Path(shared, f"{year}.png")
+            tiny_photo(seed).resize((256, 240)).save(path)
+            time = datetime.datetime(year, 7, 1, tzinfo=datetime.UTC).timestamp()
+            os.utime(path, (time, time))
+            if path.stat().st_mtime != time:
+                pytest.skip(f"no file here is of the year {year}")
+        folder = tmp_path_factory.mktemp("far") / "g.sbtk"
+        update_gallery(folder, [Path(shared)], embedder)
+        yield folder
 
 
 def test_photos_dated_by_their_files_are_counted_in_a_notice(folder: Path) -> None:
