@@ -308,7 +308,7 @@ class _Update:
             self._embed(catalogue, vectors, origin, changes)
             add_dates(catalogue, lambda count: self._progress(count, None, 0.0))
             left_out_now = changes.lost_though_there()
-            warnings = tuple(_loss_warning(loss, folder) for loss in self._losses(changes))
+            losses = self._losses(changes)
             missing = catalogue.lose(changes.lost())
             # Afterwards, as those of lost photos cannot be embedded.
             without_regions = self._add_regions(catalogue, vectors, origin)
@@ -320,6 +320,8 @@ class _Update:
                 not catalogue.live()
                 and not is_empty_shard
                 and (changes.walked or not catalogue.missing())
+                # Otherwise a disk is missing, which is told.
+                and not any(loss.lost for loss in losses)
             ):
                 raise BadGallery(
                     f"0 of {changes.walked + changes.skipped:,} files could be read",
@@ -350,7 +352,7 @@ class _Update:
                 other_shards=self._other_shards,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
-                warnings=warnings,
+                warnings=tuple(_loss_warning(loss, folder) for loss in losses),
             )
 
     def _open_engine(self, origin: Origin) -> None:

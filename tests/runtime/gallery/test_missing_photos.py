@@ -62,6 +62,27 @@ def test_a_root_that_is_empty_for_one_run_loses_nothing(
     assert verify_gallery(folder).problems == ()
 
 
+def test_a_disk_that_is_missing_is_told_beside_a_file_that_cannot_be_read(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    folder, usb = tmp_path / "g.sbtk", tmp_path / "usb"
+    write_photos(usb, 5)
+    (file,) = write_photos(tmp_path / "home", 1, seed=1)
+    update_gallery(folder, [file, usb], embedder)
+    before = answers(folder)
+    content = file.read_bytes()
+    file.write_bytes(b"junk")
+    usb.rename(tmp_path / "away")
+    for _ in range(2):
+        report = update_gallery(folder, [file, usb], embedder)
+        assert (report.live, report.missing_in_all, report.unreadable) == (0, 6, 2)
+        assert any(f"no photos were found in {usb} (5 of 5" in text for text in report.warnings)
+    file.write_bytes(content)
+    (tmp_path / "away").rename(usb)
+    assert update_gallery(folder, [file, usb], embedder).revived == 6
+    assert answers(folder) == before
+
+
 @pytest.mark.parametrize("depth", [0, 2])
 def test_an_emptied_folder_gives_a_warning_and_a_deleted_photo_none(
     tmp_path: Path, embedder: Embedder, depth: int
