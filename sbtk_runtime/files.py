@@ -19,6 +19,8 @@ from typing import Any, Self
 from sbtk_runtime.errors import DiskFull, GalleryBusy, SbtkError
 
 MAX_JSON_BYTES = 1 << 20
+# A folder in place of a file, a file or link in place of a folder.
+_OF_ANOTHER_KIND = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
@@ -113,6 +115,8 @@ def read_refused(path: Path, problem: OSError) -> tuple[str, str, str]:
     advice = "check the drive and its connection, then run the same command again"
     if problem.errno in (errno.EACCES, errno.EPERM):
         advice = f"chmod u+r {shlex.quote(str(path))}, as its owner"
+    elif problem.errno in _OF_ANOTHER_KIND:
+        advice = f"put {path} aside, then run the same command again"
     return f"{path} cannot be read: {reason}", "a file that this user may read", advice
 
 
@@ -194,6 +198,7 @@ def write_error(path: Path, problem: OSError, kind: type[SbtkError] = SbtkError)
         errno.EACCES: f"give this user write permission, then {again}",
         errno.EPERM: f"give this user write permission, then {again}",
         errno.EMFILE: f"raise the limit of open files: ulimit -n 4096, then {again}",
+        **dict.fromkeys(_OF_ANOTHER_KIND, f"put {path} aside, then {again}"),
     }
     return kind(f"{path} cannot be written: {reason}", kept, advice.get(problem.errno or 0, again))
 
@@ -269,7 +274,7 @@ class WriterLock:
         return SbtkError(
             f"{self._path.parent} cannot be written: {problem.strerror}",
             "a folder that this user may write, on a file system with locks",
-            write_error(self._path.parent, problem).next_step,
+            write_error(self._path, problem).next_step,
         )
 
 

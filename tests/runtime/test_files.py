@@ -20,9 +20,11 @@ from sbtk_runtime.files import (
     atomic_path,
     disk_full_explained,
     read_json_object,
+    read_refused,
     remove_stale_temporaries,
     sha256_of_file,
     write_atomically,
+    write_error,
     write_json_atomically,
 )
 
@@ -216,6 +218,18 @@ def test_a_folder_that_cannot_be_locked_is_told_with_what_to_do() -> None:
         pass
     assert "file system with locks" in caught.value.expected
     assert "then run the same command again" in caught.value.next_step
+
+
+def test_what_is_in_the_place_of_a_file_is_to_be_put_aside(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.mkdir()
+    with pytest.raises(SbtkError, match="Is a directory") as caught:
+        WriterLock(lock).__enter__()
+    assert f"put {lock} aside" in caught.value.next_step
+    with pytest.raises(IsADirectoryError) as refused:
+        write_atomically(lock, b"")
+    assert f"put {lock} aside" in write_error(lock, refused.value).next_step
+    assert f"put {lock} aside" in read_refused(lock, refused.value)[2]
 
 
 def test_a_lock_is_released_after_use_and_after_an_error(tmp_path: Path) -> None:
