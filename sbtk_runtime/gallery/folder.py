@@ -170,19 +170,28 @@ def vacuum(
     for pattern in ("graph-*.hnsw", "catalogue-*.sqlite"):
         for path in folder.glob(pattern):
             if path.name not in kept:
-                path.unlink()
+                _remove(path)
     _vacuum_codes(folder, None if published is None else published.codes)
 
 
 def _vacuum_codes(folder: Path, record: CodesRecord | None) -> None:
     """Remove sign codes that a generation does not use; readers have theirs in memory."""
     for path in folder.glob(f"{CODES_PREFIX}*"):
-        if record is None or path.name != record.folder:
-            shutil.rmtree(path, ignore_errors=True)
+        # Files in a folder that a link leads to may be others'.
+        if record is None or path.name != record.folder or path.is_symlink() or not path.is_dir():
+            _remove(path)
             continue
         for file in path.iterdir():
             if file.name not in record.files:
-                file.unlink()
+                _remove(file)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def has_snapshot(folder: Path, published: GalleryManifest | None) -> bool:

@@ -368,6 +368,34 @@ def test_an_emptied_catalogue_is_not_mistaken_for_a_new_one(
     assert ids(folder) == expected_ids()
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "link to nothing"])
+@pytest.mark.parametrize(
+    "name", ["codes-1", "codes-7", "codes-1/sub", "graph-7.hnsw", "catalogue-7.sqlite"]
+)
+def test_whatever_has_the_name_of_a_file_of_the_gallery_is_cleared_but_not_what_it_links_to(
+    tmp_path: Path, embedder: Embedder, name: str, kind: str
+) -> None:
+    photos, folder = photo_gallery(tmp_path, 3, embedder)
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "letter.txt").write_text("Dear reader")
+    path = folder / name
+    if path.exists():
+        path.rename(tmp_path / "away")
+    if kind == "file":
+        path.write_bytes(b"")
+    elif kind == "folder":
+        shutil.copytree(others, path)
+    else:
+        path.symlink_to(others if kind == "link" else tmp_path / "nothing")
+    for _ in range(2):
+        assert update_gallery(folder, [photos], embedder).unchanged == 3
+        assert verify_gallery(folder).problems == ()
+    assert not path.exists() or name == "codes-1"
+    assert not path.is_symlink()
+    assert (others / "letter.txt").exists()
+
+
 def test_stale_temporaries_and_orphans_are_cleared(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = photo_gallery(tmp_path, 3, embedder)
     for name in (
