@@ -24,7 +24,7 @@ from sbtk_runtime.gallery.hits import exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck
-from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
+from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, make_row_mask
 from sbtk_runtime.gallery.search import LEAST_CANDIDATES
 from sbtk_runtime.gallery.sign_codes import SignCodes, count_wrong_codes
 from sbtk_runtime.gallery.soundness import STAMP_NAME
@@ -193,8 +193,10 @@ def _check_codes(
         problems.append(f"the sign codes of {wrong:,} photos are wrong; {_REMAKE_CODES}")
         return
     found = 0
+    # As in a search, removed photos are no candidates.
+    is_allowed = make_row_mask(rows)
     for embedding in vectors.read(sample)[0]:
-        candidates = np.sort(codes.candidates(embedding, LEAST_CANDIDATES))
+        candidates = np.sort(codes.candidates(embedding, LEAST_CANDIDATES, is_allowed))
         found += _finds(exact_search(vectors, candidates, embedding, 1)[1])
     if found < LEAST_FOUND * len(sample):
         problems.append(f"the sign codes find {found:,} of {len(sample):,} photos")

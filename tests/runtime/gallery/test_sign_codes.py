@@ -200,6 +200,24 @@ def test_deleted_rows_are_not_candidates(tmp_path: Path, monkeypatch: pytest.Mon
         assert gallery.notices == []
 
 
+def test_deleted_rows_are_no_candidates_of_verify(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    # Deleted rows and, after them, those that stay: four groups with few codes each.
+    rows = np.tile(unit_rows(4, DIM), (275, 1)) + random.normal(scale=0.02, size=(1100, DIM))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    folder = tmp_path / "g.sbtk"
+    manifest = gallery_of(folder, rows)
+    with Catalogue(folder, 2) as catalogue:
+        catalogue.remove(range(1, 1001))
+        vectors = Vectors(folder / "vectors", DIM)
+        codes = sign_codes.update_codes(folder, catalogue, vectors, manifest.codes, print)
+        snapshot = catalogue.write_snapshot()
+    changed = replace(manifest, generation=2, live=100, codes=codes, snapshot=snapshot, graph=None)
+    changed.write(folder)
+    report = verify_gallery(folder)
+    assert (report.problems, report.found) == ((), 100)
+
+
 def test_codes_are_appended_and_nothing_else_is_written(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = photo_gallery(tmp_path, 20, embedder)
     first = codes_of(folder)
