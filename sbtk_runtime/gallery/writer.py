@@ -184,7 +184,7 @@ class Catalogue:
         """Return whether there are changes to publish."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE ?1 IN (added_in, removed_in, missing_in))"""
-        facts = ("dates_added_in", "roots_changed_in")
+        facts = ("dates_added_in", "roots_changed_in", "stamps_changed_in")
         is_fact_new = any(self._fact(name, default=-1) == self.generation for name in facts)
         return is_fact_new or bool(self._number(query, (self.generation,)))
 
@@ -264,11 +264,14 @@ class Catalogue:
         if is_missing:
             self._put(photo_id, self._version(photo_id, path, stamps))
         else:
-            self.connection.execute(
-                "UPDATE photos SET mtime_ns = ?, ctime_ns = ?, inode = ? "
-                f"WHERE path = ? AND {_KNOWN}",
+            changed = self.connection.execute(
+                f"""UPDATE photos SET (mtime_ns, ctime_ns, inode) = (?1, ?2, ?3) WHERE path = ?4
+                AND {_KNOWN} AND (mtime_ns, ctime_ns, inode) IS NOT (?1, ?2, ?3)""",
                 (*stamps, path),
             )
+            if changed.rowcount:
+                # Readers filter by the time of a file, and compare linked files by all of them.
+                self._set_fact("stamps_changed_in", self.generation)
         return bool(is_missing)
 
     def lose(self, ids: Iterable[int]) -> int:

@@ -305,6 +305,21 @@ def test_an_edit_that_keeps_size_and_date_is_noticed(
     assert embedder.timings.files == before
 
 
+def test_new_times_of_an_unchanged_photo_are_published_once(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    photos, folder = photo_gallery(tmp_path, 3, embedder)
+    path = photos / "photo-0001.png"
+    os.utime(path, ns=(0, 12345))
+    for generation, checksum in ((2, False), (2, False), (2, True)):
+        report = update_gallery(folder, [photos], embedder, checksum=checksum)
+        assert counts(report) == {"unchanged": 3, "live": 3}
+        with Gallery.open(folder) as gallery:
+            (photo,) = [p.photo for p in gallery.recent() if p.photo.path == str(path)]
+            assert (photo.mtime_ns, photo.ctime_ns) == (12345, path.stat().st_ctime_ns)
+            assert gallery.manifest.generation == generation
+
+
 def test_the_option_checksum_finds_edits_that_timestamps_hide(
     tmp_path: Path, embedder: Embedder
 ) -> None:
