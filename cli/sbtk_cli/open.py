@@ -86,7 +86,6 @@ def command(
     from sbtk_runtime.gallery.folder import (
         check_model,
         make_folder,
-        published_manifest,
         translate_os_errors,
     )
     from sbtk_runtime.gallery.update import roots_to_walk
@@ -104,10 +103,6 @@ def command(
         else:
             options.existing_gallery(folder)
         bundle = bundle_to_index(model, folder, None)
-        if (folder / MANIFEST_NAME).exists():
-            # Another command may serve it already, with the model that made it.
-            made = published_manifest(folder)
-            check_model(folder, made.model_id, made.preprocessing, bundle)
     with translate_os_errors(folder):
         make_folder(folder)
     try:
@@ -132,7 +127,7 @@ def command(
                 with service:
                     from sbtk_runtime.web.server import serve
 
-                    record.write(address)
+                    record.write(address, bundle.manifest.model_id)
                     output.notice(
                         f"{output.shown_relative(folder)}; press Ctrl-C to stop", quiet=quiet
                     )
@@ -143,6 +138,9 @@ def command(
                         *([service], listening, access_rules("127.0.0.1")), may_change=not read_only
                     )
     except AlreadyOpen as other:
+        if model is not None and other.model_id:
+            # The gallery itself names no model while nothing is published.
+            check_model(folder, other.model_id, bundle.manifest.preprocessing, bundle)
         output.notice(f"{other.found}, with the options given there: updating it", quiet=quiet)
         refusal = update_at(other.address, photos)
         if refusal is not None:
@@ -173,11 +171,12 @@ def default_gallery(photos: Sequence[Path], model_id: str) -> Path:
 
 
 class AlreadyOpen(SbtkError):
-    """Another server has the gallery open, at `address`."""
+    """Another server has the gallery open, at `address`, with the model `model_id`."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, address: str, model_id: str) -> None:
         super().__init__(f"{printable_name(folder)} is already open at {address}")
         self.address = address
+        self.model_id = model_id
 
 
 class ServerRecord:
@@ -186,9 +185,10 @@ class ServerRecord:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def write(self, address: str) -> None:
-        """Store the address of the page, for others that open the gallery."""
-        content = json.dumps({"address": address, "pid": os.getpid()}).encode()
+    def write(self, address: str, model_id: str) -> None:
+        """Store the page's address and the model, for others that open the gallery."""
+        record = {"address": address, "model_id": model_id, "pid": os.getpid()}
+        content = json.dumps(record).encode()
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, content, 0)
 
@@ -216,8 +216,8 @@ def claim_server(folder: Path) -> Iterator[ServerRecord]:
     try:
         end = time.monotonic() + _STARTS_WITHIN_S
         while not _is_locked_by_us(descriptor):
-            if address := _address_in(descriptor):
-                raise AlreadyOpen(folder, address)
+            if found := _server_in(descriptor):
+                raise AlreadyOpen(folder, *found)
             if time.monotonic() > end:
                 raise SbtkError(
                     f"another sbtk is starting to serve {printable_name(folder)}",
@@ -331,11 +331,15 @@ def _is_locked_by_us(descriptor: int) -> bool:
     return True
 
 
-def _address_in(descriptor: int) -> str | None:
-    """Return the address that the holder of the lock has written; `None` if it has not yet."""
+def _server_in(descriptor: int) -> tuple[str, str] | None:
+    """Return address and model of the holder of the lock; `None` if it has not written them yet.
+
+    Earlier versions wrote no model.
+    """
     try:
-        address = json.loads(os.pread(descriptor, 4096, 0))["address"]
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(os.pread(descriptor, 4096, 0))
+        address, model_id = record["address"], record.get("model_id", "")
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     is_ours = isinstance(address, str) and address.startswith("http://127.0.0.1:")
-    return address if is_ours else None
+    return (address, str(model_id)) if is_ours else None

@@ -16,6 +16,7 @@ import pytest
 
 from sbtk_cli.main import main
 from sbtk_runtime.gallery.gallery import Gallery
+from sbtk_runtime.manifest import MANIFEST_NAME
 from tests.serve_client import ask, query, sketch_png
 from tests.tiny import tiny_bundle, write_photos
 
@@ -148,6 +149,24 @@ def test_a_gallery_of_another_model_is_not_joined(tmp_path: Path, bundle: Path) 
     with opened(tmp_path, bundle, *arguments) as (_, address):
         wait_until(functools.partial(has_photos, port_of(address), 3))
         with opened(tmp_path, other, *arguments) as (second, _):
+            assert "did not make" in second.communicate(timeout=30)[1]
+            assert second.returncode == 1
+    # Nor opened by a server of its own.
+    with opened(tmp_path, other, *arguments) as (alone, _):
+        assert "did not make" in alone.communicate(timeout=30)[1]
+        assert alone.returncode == 1
+
+
+def test_a_gallery_of_another_model_is_not_joined_before_anything_is_published(
+    tmp_path: Path, bundle: Path
+) -> None:
+    photos = tmp_path / "photos"
+    write_photos(photos, 300)
+    other = tiny_bundle(tmp_path / "other", seed=1)
+    with opened(tmp_path, bundle, photos, "--gallery", tmp_path / "named.sbtk") as (first, _):
+        first.send_signal(signal.SIGSTOP)
+        assert not (tmp_path / "named.sbtk" / MANIFEST_NAME).exists()
+        with opened(tmp_path, other, photos, "--gallery", tmp_path / "named.sbtk") as (second, _):
             assert "did not make" in second.communicate(timeout=30)[1]
             assert second.returncode == 1
 
