@@ -173,15 +173,17 @@ class GalleryDispatch:
         app = self._apps.get(match[1])
         if app is None:
             # The first app's guard comes before anything about the galleries is sent.
-            await self._first({**scope, "path": "/not-found"}, receive, send)
+            await self._first(scope, receive, send)
         elif match[2] is None:
-            await _redirect(f"/g/{match[1]}/", send)
+            await _redirect(f"/g/{match[1]}/", scope["query_string"], send)
         else:
             await app({**scope, "path": match[2], "raw_path": None}, receive, send)
 
 
-async def _redirect(address: str, send: Send) -> None:
-    headers = [(b"location", address.encode()), (b"content-length", b"0")]
+async def _redirect(address: str, search: bytes, send: Send) -> None:
+    # It may hold the token.
+    location = address.encode() + (b"?" + search if search else b"")
+    headers = [(b"location", location), (b"content-length", b"0"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 308, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 

@@ -19,7 +19,7 @@ from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sbtk_runtime.errors import BadConfig
-from sbtk_runtime.web.refusals import Refusal, send_refusal, send_refusal_page
+from sbtk_runtime.web.refusals import Refusal, is_for_people, send_refusal, send_refusal_page
 
 #: The path that load balancers request without a token.
 HEALTH_PATH = "/healthz"
@@ -162,14 +162,12 @@ _NO_TOKEN = Refusal(
 _WRONG_TOKEN = replace(_NO_TOKEN, message="The token is wrong.", is_wrong=True)
 
 
-#: The addresses that people open.
-_PAGES = ("/", "/collection", "/docs")
-
-
 async def _refuse(send: Send, refusal: Refusal, scope: Scope, headers: Mapping[str, str]) -> None:
     """Send a page to browsers, and JSON to programs."""
-    is_for_people = scope["path"] in _PAGES and "text/html" in headers.get("accept", "")
-    await (send_refusal_page if is_for_people else send_refusal)(send, refusal)
+    if is_for_people(scope["path"], headers.get("accept", "")):
+        await send_refusal_page(send, refusal, scope["path"])
+    else:
+        await send_refusal(send, refusal)
 
 
 def _single_headers(scope: Scope) -> dict[str, str]:

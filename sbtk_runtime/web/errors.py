@@ -29,7 +29,13 @@ from sbtk_runtime.gallery.remote import RemoteError, RemoteUnavailable
 from sbtk_runtime.web.following import GalleryDeleted
 from sbtk_runtime.web.photos import PhotoNotFound
 from sbtk_runtime.web.queue import Busy
-from sbtk_runtime.web.refusals import Refusal, Refused, send_refusal
+from sbtk_runtime.web.refusals import (
+    Refusal,
+    Refused,
+    is_for_people,
+    send_refusal,
+    send_refusal_page,
+)
 from sbtk_runtime.web.schemas import ErrorAnswer, ProblemAnswer
 from sbtk_runtime.web.service import Loading, Stuck
 from sbtk_runtime.web.uploads import ClientDisconnected, TimedOut
@@ -132,7 +138,15 @@ def add_error_answers(app: FastAPI) -> None:
     async def unknown(request: Request, problem: HTTPException) -> Response:
         unusual = ("bad_request", _as_sentence(problem.detail))
         code, text = _HTTP_ERRORS.get(problem.status_code, unusual)
-        response = _response(Refusal(problem.status_code, code, text, "see /docs"))
+        path, next_step = request.url.path, "see /docs"
+        if problem.status_code == 404:
+            if path.startswith("/g/"):
+                text = "This server has no gallery of this name."
+            next_step = "open /, or see /docs for the API"
+        refusal = Refusal(problem.status_code, code, text, next_step)
+        if problem.status_code == 404 and is_for_people(path, request.headers.get("accept", "")):
+            return _Page(refusal, path)
+        response = _response(refusal)
         response.headers.update(problem.headers or {})
         if problem.status_code == 405:
             found = response.headers.get("allow", "")
@@ -203,6 +217,18 @@ _STOPPING = Refusal(
 def _response(refusal: Refusal) -> Response:
     headers = {name.decode(): value.decode() for name, value in refusal.headers()}
     return Response(refusal.body(), refusal.status, headers)
+
+
+class _Page(Response):
+    """A refusal for people."""
+
+    def __init__(self, refusal: Refusal, path: str) -> None:
+        super().__init__(status_code=refusal.status)
+        self._refusal = refusal
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_refusal_page(send, self._refusal, self._path)
 
 
 def _refusal_of_parameters(problem: RequestValidationError) -> Refusal:

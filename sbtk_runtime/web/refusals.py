@@ -73,16 +73,23 @@ async def send_refusal(send: Send, refusal: Refusal) -> None:
     await _send(send, refusal.status, refusal.headers(), refusal.body())
 
 
-async def send_refusal_page(send: Send, refusal: Refusal) -> None:
-    """Send a refusal as a page; with status 401 the page has a form to sign in."""
-    form = _SIGN_IN if refusal.status == 401 else ""
+def is_for_people(path: str, accept: str) -> bool:
+    """Return whether a browser asks for a page, given the request's header Accept."""
+    return "text/html" in accept and not path.startswith(DATA_PATHS)
+
+
+async def send_refusal_page(send: Send, refusal: Refusal, path: str) -> None:
+    """Send a refusal of `path` as a page, with a form to sign in (401), or a link (404)."""
+    # Relative, since the page of a further gallery is at /g/NAME/.
+    root = "../" * (path.count("/") - 1) or "./"
+    form = {401: _SIGN_IN, 404: _TO_START}.get(refusal.status, "").format(root=root)
     if refusal.is_wrong:
         form = form.replace("autofocus", 'autofocus aria-invalid="true" aria-describedby="message"')
     style = _style()
     body = (
         Template((_STATIC / "refusal.html").read_text(encoding="utf-8"))
         .substitute(
-            title="Sign in" if form else "Cannot open this page",
+            title="Sign in" if refusal.status == 401 else "Cannot open this page",
             style=style,
             icon=_icon(),
             message=html.escape(refusal.message),
@@ -102,12 +109,13 @@ async def send_refusal_page(send: Send, refusal: Refusal) -> None:
 
 
 _STATIC = Path(__file__).parent / "static"
-_SIGN_IN = """<form action="./" method="get">
+_SIGN_IN = """<form action="{root}" method="get">
 <input type="text" autocomplete="username" value="sbtk" hidden>
 <label for="token">Token</label>
 <input type="password" id="token" name="token" required autofocus autocomplete="current-password">
 <button>Sign in</button>
 </form>"""
+_TO_START = '<p class="notice-link"><a href="{root}">Open the start page</a></p>'
 _REFUSAL_POLICY = (
     "default-src 'none'; style-src 'sha256-{}'; img-src data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"

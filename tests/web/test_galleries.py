@@ -44,9 +44,23 @@ def test_each_gallery_is_served_under_its_name(workplace: Workplace) -> None:
         assert "sandbox" in ask(port, "/g/holidays/v1/gallery").headers["content-security-policy"]
         moved = ask(port, "/g/holidays")
         assert (moved.status, moved.headers["location"]) == (308, "/g/holidays/")
+        moved = ask(port, "/g/holidays?theme=dark")
+        assert moved.headers["location"] == "/g/holidays/?theme=dark"
         assert ask(port, "/g/holidays/static/main.js").status == 200
         for path in ("/g/", "/g/unknown/", "/g/unknown/v1/gallery", "/g/holidays/../gallery/none"):
-            assert ask(port, path).status == 404, path
+            assert ask(port, path).code == "not_found", path
+        # People get a page with a way on: to their gallery if there is one of that name.
+        for path, start in (
+            ("/g/unknown/", "../../"),
+            ("/g/unknown", "../"),
+            ("/none", "./"),
+            ("/g/holidays/none", "./"),
+        ):
+            page = ask(port, path, headers={"accept": "text/html,*/*;q=0.8"})
+            assert page.status == 404, path
+            assert page.headers["content-security-policy"].startswith("default-src 'none'")
+            assert f'<a href="{start}">Open the start page</a>' in page.body.decode()
+            assert ("no gallery of this name" in page.body.decode()) == ("unknown" in path)
         assert ask(port, "/g/holidays/", headers={"host": "evil.test"}).code == "foreign_host"
         assert ask(port, "/g/unknown/", headers={"host": "evil.test"}).code == "foreign_host"
 
@@ -60,6 +74,10 @@ def test_every_gallery_requires_the_token_and_its_page_takes_it(workplace: Workp
         # Relative to the page that was opened.
         signed_in = ask(process.port, "/g/second/?token=a-secret-token")
         assert (signed_in.status, signed_in.headers["location"]) == (303, "./")
+        # Wherever a person came from, the form leads to a page that takes the token.
+        for path, start in (("/g/second/", "./"), ("/g/unknown/", "../../"), ("/a/b", "../")):
+            form = ask(process.port, path, headers={"accept": "text/html"})
+            assert (form.status, f'action="{start}"' in form.body.decode()) == (401, True), path
 
 
 def test_a_server_of_one_gallery_lists_no_others(workplace: Workplace) -> None:
