@@ -236,7 +236,10 @@ def _refusal_of_parameters(problem: RequestValidationError) -> Refusal:
     place, *names = (str(part) for part in first["loc"])
     if place == "path":
         return Refusal(404, "no_photo", "There is no such photo.", "take the id of a hit")
-    what = first["msg"][:1].lower() + first["msg"][1:]
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_pattern_mismatch":
+        what = "it is not written like the examples in /docs"
+    what = what[:1].lower() + what[1:]
     text = f"The parameter {' '.join(names)} is wrong: {what}."
     return Refusal(422, "bad_parameter", text, "see /docs")
 

@@ -385,7 +385,7 @@ _SHOWN_CHARACTERS = 40
 def _plain_digits(given: Any) -> Any:
     """Return a number unchanged; Python's `int` also accepts signs, blanks and other digits."""
     if isinstance(given, str) and not _DIGITS.fullmatch(given):
-        raise ValueError("numbers consist of the digits 0 to 9")
+        raise ValueError("numbers consist of 1 to 19 digits, 0 to 9")
     return given
 
 

@@ -271,6 +271,15 @@ def test_parameters_out_of_range_are_named(server: ServeProcess, parameters: str
     assert f"The parameter {named} is wrong" in answer.json()["error"]["message"]
 
 
+def test_what_is_wrong_with_a_parameter_is_said_in_plain_words(server: ServeProcess) -> None:
+    for path, what in (
+        ("/v1/photos?limit=-1", "limit is wrong: numbers consist of 1 to 19 digits, 0 to 9."),
+        ("/v1/photos?offset=" + "9" * 20, "numbers consist of 1 to 19 digits"),
+        ("/v1/similar?like=a", "like is wrong: it is not written like the examples in /docs."),
+    ):
+        assert what in ask(server.port, path).json()["error"]["message"]
+
+
 @pytest.mark.parametrize("number", ODD_NUMBERS)
 def test_numbers_must_be_plain_digits(server: ServeProcess, number: str) -> None:
     for path, name in (
