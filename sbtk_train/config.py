@@ -146,6 +146,13 @@ class TrainConfig:
             )
         if not 0 <= self.held_out_share < 1:
             raise BadConfig(f"a held-out share of {self.held_out_share}", "0 to below 1")
+        for name in ("seed", "division_seed"):
+            # NumPy's generators take no negative seeds, and torch's none of more than 64 bits.
+            if not 0 <= (seed := getattr(self, name)) < 2**63:
+                raise BadConfig(f"{name.replace('_', ' ')} {seed}", "0 to 2^63 - 1")
+        for name in ("threads", "checkpoint_minutes"):
+            if not (value := getattr(self, name)) >= 0:
+                raise BadConfig(f"{name} is {value}", "0 or more")
 
     @property
     def validation_px(self) -> int:
@@ -230,7 +237,7 @@ def read_settings(path: Path) -> Settings:
             one is suggested) or a value of the wrong type.
     """
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise BadConfig(
             f"{path} cannot be read: {problem}",
@@ -573,6 +580,8 @@ def choose_compute(device: str, precision: str) -> Compute:
         place = torch.device(device)
     except RuntimeError as problem:
         raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:1") from problem
+    if place.type not in ("cpu", "cuda"):
+        raise BadConfig(f"--device {device}", "cpu, cuda or cuda:1")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise BadConfig(
             f"--device {device}, but torch finds no working CUDA device",

@@ -82,7 +82,7 @@ def open_class_map(name_or_file: str) -> ClassMap:
     is_own = not is_bundled(name_or_file)
     source = Path(name_or_file) if is_own else _maps().joinpath(f"{name_or_file}.toml")
     try:
-        tables = tomllib.loads(source.read_text("utf-8"))
+        tables = tomllib.loads(source.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise BadConfig(
             f"the class map {name_or_file} cannot be read: {problem}",

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sbtk_cli.main import main
+from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import sha256_of_file
-from sbtk_train.config import CONFIG_NAME, read_config
+from sbtk_train.config import CONFIG_NAME, choose_compute, read_config, read_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 
@@ -71,6 +72,10 @@ def test_an_option_wins_over_set_and_set_over_the_file_and_the_file_over_the_rec
         (["--set", "margin=5"], "margin is 5.0 expected: 0 to 4"),
         (["--set", "momentum=-1"], "momentum is -1.0 expected: 0 to 1"),
         (["--set", "batch_sketches=4"], "sbtknet has no setting 'batch_sketches'"),
+        (["--seed", "-1"], "seed -1 expected: 0 to 2^63 - 1"),
+        (["--seed", "99999999999999999999"], "expected: 0 to 2^63 - 1"),
+        (["--set", "division_seed=-1"], "division seed -1 expected: 0 to 2^63 - 1"),
+        (["--set", "checkpoint_minutes=nan"], "checkpoint_minutes is nan expected: 0 or more"),
         (["--set", "more_photos=here"], "more_photos is 'here' expected: a list of texts"),
         (["--config", "gone.toml"], "gone.toml cannot be read"),
         (["--config", "FILE"], "FILE: unknown key 'epoch' expected: 'epochs'"),
@@ -99,6 +104,18 @@ def test_invalid_settings_are_refused(
     shown = " ".join(capsys.readouterr().err.split())
     assert sentence in shown
     assert not Path("new").exists()
+
+
+def test_a_device_that_torch_knows_but_sbtk_does_not_is_refused() -> None:
+    with pytest.raises(BadConfig, match="--device mps"):
+        choose_compute("mps", "auto")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_bytes(b"\xef\xbb\xbfseed = 3\r\n[recipe]\r\nepochs = 1\r\n")
+    settings = read_settings(file)
+    assert (settings.fields, settings.recipe) == ({"seed": 3}, {"epochs": 1})
 
 
 def test_help_shows_the_common_options_and_help_all_all_of_them(
