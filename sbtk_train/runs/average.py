@@ -71,7 +71,7 @@ def average_runs(
     """
     runs = [load_run(folder) for folder in folders]
     _require_alike(runs)
-    metric = _choose_metric(runs[0])
+    metric = _choose_metric(runs)
     best = max(runs, key=lambda run: (_training_images(run), _value(run, metric)))
     config = replace(best.config, threads=threads)
     if threads:
@@ -163,6 +163,15 @@ def _require_alike(runs: Sequence[TrainedRun]) -> None:
     if len(runs) < 2:
         raise BadConfig("one run to average", "two or more", "sbtk average RUN RUN")
     first = runs[0]
+    by_student: dict[str, Path] = {}
+    for run in runs:
+        student = sha256_of_file(run.folder / STUDENT)
+        if student in by_student:
+            raise BadConfig(
+                f"{run.folder} and {by_student[student]} have the same student",
+                "runs that differ, for example in --seed",
+            )
+        by_student[student] = run.folder
     for run in runs[1:]:
         differing = [
             *(n for n in _OF_CONFIG if getattr(run.config, n) != getattr(first.config, n)),
@@ -213,11 +222,15 @@ def _training_images(run: TrainedRun) -> int:
     return sum(int(run.record.get(f"training_{kind}", 0)) for kind in ("sketches", "photos"))
 
 
-def _choose_metric(run: TrainedRun) -> str:
-    """Return what the runs are compared by: validation mAP, or else what selected their epochs."""
-    if run.record.get("validation_classes"):
+def _choose_metric(runs: Sequence[TrainedRun]) -> str:
+    """Return what the runs are compared by: validation mAP, or else what selected their epochs.
+
+    Only mAP of held-out sketches is measured in runs of all recipes.
+    """
+    if runs[0].record.get("validation_classes"):
         return "validation_map"
-    return SELECTION_METRICS[run.config.recipe.selection] or "held_out_map"
+    chosen = {SELECTION_METRICS[run.config.recipe.selection] for run in runs}
+    return (chosen.pop() if len(chosen) == 1 else None) or "held_out_map"
 
 
 def _value(run: TrainedRun, metric: str) -> float:

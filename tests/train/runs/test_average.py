@@ -170,6 +170,9 @@ def test_incompatible_runs_are_refused(data: Path, runs: tuple[Path, Path], tmp_
         averaged((runs[0], wider), tmp_path / "mixed")
     with pytest.raises(BadConfig, match="one run"):
         averaged(runs[:1], tmp_path / "single")
+    copied = Path(shutil.copytree(runs[0], tmp_path / "copied"))
+    with pytest.raises(BadConfig, match=r"copied and .*a have the same student"):
+        averaged((*runs, copied), tmp_path / "twice")
     assert not any((tmp_path / "mixed").iterdir())
     whole = Path(shutil.copytree(runs[1], tmp_path / "whole"))
     config = (whole / CONFIG_NAME).read_text().replace("ink_crop = true", "ink_crop = false")
@@ -194,6 +197,18 @@ def test_runs_with_other_further_images_are_averaged(
     assert "Quick, Draw! drawings by Google, CC BY 4.0" in facts.training["licence"]
 
 
+def test_runs_selected_by_other_metrics_are_compared_by_one_that_both_have(
+    data: Path, tmp_path: Path
+) -> None:
+    config = replace(config_of(data, selection="held-out-accuracy"), validation_classes=0)
+    last = config_of(data, selection="last")
+    first = run(config, tmp_path / "first")
+    second = run(replace(last, validation_classes=0, seed=1), tmp_path / "second")
+    record, messages = averaged((first, second), tmp_path / "mean")
+    assert messages[-1].startswith("mAP@all of held-out sketches ")
+    assert all(part["held_out_map"] > 0 for part in record["averaged"])
+
+
 def test_runs_on_different_data_sets_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     other = write_dataset(tmp_path / "other", photos=5)
     foreign = run(config_of(other, refit=False), tmp_path / "foreign")
@@ -203,12 +218,12 @@ def test_runs_on_different_data_sets_are_refused(runs: tuple[Path, Path], tmp_pa
 
 def test_changed_data_is_refused(data: Path, runs: tuple[Path, Path], tmp_path: Path) -> None:
     grown = write_dataset(tmp_path / "data", photos=5)
-    folder = tmp_path / "run"
-    shutil.copytree(runs[0], folder)
-    config = folder / CONFIG_NAME
-    config.write_text(config.read_text().replace(str(data), str(grown)))
+    moved = tuple(Path(shutil.copytree(each, tmp_path / each.name)) for each in runs)
+    for folder in moved:
+        config = folder / CONFIG_NAME
+        config.write_text(config.read_text().replace(str(data), str(grown)))
     with pytest.raises(BadData, match="not what the runs were trained on"):
-        averaged((folder, folder), tmp_path / "mean")
+        averaged(moved, tmp_path / "mean")
 
 
 def test_the_command_prints_the_new_run_and_keeps_an_old_one(
