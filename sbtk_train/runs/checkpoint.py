@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sbtk_runtime.errors import BadConfig, BadModel, DiskFull, GalleryBusy, SbtkError
-from sbtk_runtime.files import WriterLock, atomic_path, read_json_object
+from sbtk_runtime.files import WriterLock, atomic_path, read_json_object, sha256_of_file
 from sbtk_train.config import CONFIG_NAME, TrainConfig, read_config
 from sbtk_train.models.dsn import build_student
 from sbtk_train.models.student import Student
@@ -200,7 +200,7 @@ def load_run(folder: Path) -> TrainedRun:
 
     Raises:
         BadConfig: the folder is not a run, or has no student yet.
-        BadModel: the student's file does not fit the configuration.
+        BadModel: the student's file does not fit the configuration or the record.
     """
     if not (folder / CONFIG_NAME).is_file() or not (folder / STUDENT).is_file():
         raise BadConfig(
@@ -213,6 +213,15 @@ def load_run(folder: Path) -> TrainedRun:
     classes = record.get("identity_classes")
     if not isinstance(classes, list):
         raise BadConfig(f"{folder / RECORD} lacks 'identity_classes'", "a run made by sbtk train")
+    recorded = record.get("student_sha256", "")
+    found = sha256_of_file(folder / STUDENT)
+    if recorded and found != recorded:
+        raise BadModel(
+            f"{folder / STUDENT} is not the student whose metrics are in {RECORD}: "
+            f"SHA-256 {found[:12]}",
+            recorded[:12],
+            f"if the run is being trained, try again; if it was killed: {resume_command(folder)}",
+        )
     return TrainedRun(folder, load_student(folder, config, len(classes)), config, record)
 
 
@@ -281,4 +290,8 @@ def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as problem:
-        raise BadModel(f"{path} cannot be read: {problem}") from problem
+        raise BadModel(
+            f"{path} cannot be read: {problem}",
+            "a whole run folder",
+            "copy the run's files again, or start a new run",
+        ) from problem

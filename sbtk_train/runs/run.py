@@ -99,8 +99,15 @@ def _claim(folder: Path, held: contextlib.ExitStack, *, resume: bool) -> None:
     if resume and not folder.is_dir():
         raise BadConfig(f"there is no run folder {folder}", "a folder made by sbtk train")
     held.enter_context(locked(folder))
-    if not resume and (folder / LAST).exists():
+    if resume:
+        return
+    if (folder / LAST).exists():
         raise BadConfig(f"{folder} already holds a run", "a new folder", resume_command(folder))
+    # A mean of runs, or a run of a study, has a student and no checkpoint.
+    if (folder / RECORD).exists() and "best" in read_json_object(folder / RECORD, BadConfig):
+        raise BadConfig(
+            f"{folder} already holds a finished student", "a new folder", "--out FOLDER"
+        )
 
 
 @contextlib.contextmanager
@@ -140,6 +147,9 @@ def _train(
     if resume:
         with _explain_moved_data(config, own):
             trainer.resume(is_longer=is_longer)
+        if trainer.history:
+            # Otherwise its metrics would be reported for a student that cannot be read.
+            load_student(folder, config, len(context.division.training.classes))
         listener(f"resuming {folder} after {len(trainer.history)} finished epochs")
         if len(trainer.history) >= config.recipe.epochs:
             listener(f"all of its epochs are done; --epochs above {config.recipe.epochs} adds some")

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from sbtk_cli.main import main
-from sbtk_runtime.errors import BadConfig, DiskFull, SbtkError
+from sbtk_runtime.errors import BadConfig, BadModel, DiskFull, SbtkError
 from sbtk_train.runs.checkpoint import (
     LAST,
     LOCK,
     STUDENT,
     RunBusy,
+    load_run,
     load_state,
     locked,
     require_space,
@@ -106,6 +107,34 @@ def test_a_run_is_not_started_in_the_folder_of_another(data: Path, tmp_path: Pat
         run(replace(config, seed=9), tmp_path / "run")
     assert "sbtk train --resume" in caught.value.next_step
     assert (tmp_path / "run" / LAST).read_bytes() == before
+    # A mean of runs and a finished run of a study have no checkpoint.
+    (tmp_path / "run" / LAST).unlink()
+    student = (tmp_path / "run" / STUDENT).read_bytes()
+    with pytest.raises(BadConfig, match="already holds a finished student"):
+        run(replace(config, seed=9), tmp_path / "run")
+    assert (tmp_path / "run" / STUDENT).read_bytes() == student
+
+
+def test_a_run_without_its_student_is_not_resumed(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, epochs=1)
+    run(config, tmp_path / "run")
+    student = tmp_path / "run" / STUDENT
+    student.write_bytes(student.read_bytes()[:-1000])
+    with pytest.raises(BadModel, match="cannot be read") as caught:
+        run(config, tmp_path / "run", resume=True)
+    assert "copy the run's files again" in caught.value.next_step
+    student.unlink()
+    with pytest.raises(BadModel, match="cannot be read"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_a_student_that_the_record_does_not_describe_is_refused(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, epochs=1)
+    run(config, tmp_path / "run")
+    run(replace(config, seed=9), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / STUDENT, tmp_path / "run" / STUDENT)
+    with pytest.raises(BadModel, match=r"is not the student whose metrics are in run\.json"):
+        load_run(tmp_path / "run")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
