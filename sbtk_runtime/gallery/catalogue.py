@@ -358,6 +358,11 @@ class CatalogueView:
             query, lambda path, reason, *stamps: Failure(blob(path), text(reason), *stamps)
         )
 
+    def shards(self) -> frozenset[PhotoShard]:
+        """Return the shards whose photos a merged gallery holds."""
+        found = self._select("SELECT value FROM facts WHERE name = 'shards'", text)
+        return frozenset(map(PhotoShard.parse, next(found, "").split()))
+
     def rules(self) -> WalkRules:
         """Return the rules of the walk."""
         with values_checked(self._path):

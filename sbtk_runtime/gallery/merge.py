@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -180,7 +180,7 @@ def merge_galleries(
                     missing=merge.missing,
                     unreadable=sum(1 for _ in catalogue.failures()),
                     live=catalogue.live(),
-                    absent_shards=_absent_shards(manifests),
+                    absent_shards=merge.absent_shards(),
                     seconds=time.perf_counter() - started,
                     damaged_regions=merge.damaged_regions,
                     notices=tuple(dict.fromkeys(merge.notices)),
@@ -205,6 +205,7 @@ class _Merge:
         # So many rows, too.
         self._regions_every = max(1, commit_every // (catalogue.region_count() or 1))
         self._rules: list[WalkRules] = []
+        self._shards: set[PhotoShard] = set()
         self._done = 0
         self.total = self.copied = self.damaged = self.conflicts = self.missing = 0
         self.damaged_regions = 0
@@ -218,6 +219,8 @@ class _Merge:
             view = generation.view
             self._catalogue.record_roots(view.roots())
             self._rules.append(view.rules())
+            shard = generation.manifest.shard
+            self._shards |= view.shards() if shard is None else {shard}
             self.missing += sum(1 for _ in view.paths(missing=True))
             with catalogue_errors(self._catalogue.path), transaction(self._connection):
                 for entry in view.entries():
@@ -252,7 +255,14 @@ class _Merge:
                 "taken over"
             )
         self._catalogue.record_rules(rules)
+        self._catalogue.record_shards(self._shards)
         return removed
+
+    def absent_shards(self) -> tuple[str, ...]:
+        """Return the shards that none of the galleries holds, of each division."""
+        counts = sorted({shard.count for shard in self._shards})
+        every = (PhotoShard(index, count) for count in counts for index in range(1, count + 1))
+        return tuple(str(shard) for shard in every if shard not in self._shards)
 
     def wanted(self) -> int:
         """Return the number of photos that the galleries hold, each path once."""
@@ -486,13 +496,6 @@ def _regions_text(count: int | None) -> str:
 
 def _describe(kept: GalleryManifest | Origin) -> str:
     return f"{kept.dim} numbers a photo" if kept.bits is None else f"{kept.bits}-bit codes"
-
-
-def _absent_shards(manifests: Iterable[GalleryManifest]) -> tuple[str, ...]:
-    shards = {manifest.shard for manifest in manifests if manifest.shard is not None}
-    count = max((shard.count for shard in shards), default=0)
-    every = (PhotoShard(index, count) for index in range(1, count + 1))
-    return tuple(str(shard) for shard in every if shard not in shards)
 
 
 def _quote(path: Path) -> str:

@@ -141,6 +141,15 @@ class Catalogue:
         """Return whether `mark` recorded a fact."""
         return bool(self._fact(name))
 
+    def record_shards(self, shards: Iterable[PhotoShard]) -> None:
+        """Record the shards whose photos a merged gallery holds."""
+        known = " ".join(sorted(map(str, shards)))
+        with self._transaction():
+            before = self.connection.execute("SELECT value FROM facts WHERE name = 'shards'")
+            if (before.fetchone() or ("",))[0] != known:
+                self._set_fact("shards", known)
+                self._set_fact("shards_changed_in", self.generation)
+
     def record_roots(self, roots: Iterable[bytes]) -> None:
         """Record the absolute paths of indexed folders and files."""
         with self._transaction():
@@ -184,7 +193,10 @@ class Catalogue:
         """Return whether there are changes to publish."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE ?1 IN (added_in, removed_in, missing_in))"""
-        facts = ("dates_added_in", "roots_changed_in", "stamps_changed_in")
+        facts = (
+            *("dates_added_in", "roots_changed_in", "stamps_changed_in"),
+            "shards_changed_in",
+        )
         is_fact_new = any(self._fact(name, default=-1) == self.generation for name in facts)
         return is_fact_new or bool(self._number(query, (self.generation,)))
 

@@ -188,6 +188,24 @@ def test_missing_shards_are_named(tmp_path: Path, photos: Path, embedder: Embedd
     shards = shards_of(tmp_path, photos, embedder, 4)
     report = merge_galleries([shards[0], shards[2]], tmp_path / "all.sbtk")
     assert report.absent_shards == ("2/4", "4/4")
+    # A merged gallery stands for its shards in a further merge, whether or not these have photos.
+    names = [tmp_path / name for name in ("all.sbtk", "further.sbtk")]
+    assert merge_galleries([names[0]], names[1]).absent_shards == ("2/4", "4/4")
+    report = merge_galleries([names[0], shards[1], shards[3]], names[1])
+    assert (report.absent_shards, report.live) == ((), 22)
+
+
+def test_a_shard_without_photos_is_known_to_a_further_merge(
+    tmp_path: Path, embedder: Embedder
+) -> None:
+    photos = tmp_path / "one"
+    write_photos(photos, 1)
+    shards = shards_of(tmp_path, photos, embedder, 2)
+    live = [merge_galleries([shard], tmp_path / f"{shard.stem}-m.sbtk").live for shard in shards]
+    full, empty = shards[:: 1 if live[0] else -1]
+    merge_galleries([full], tmp_path / "all.sbtk")
+    assert not merge_galleries([full, empty], tmp_path / "all.sbtk").absent_shards
+    assert not merge_galleries([tmp_path / "all.sbtk"], tmp_path / "further.sbtk").absent_shards
 
 
 def test_shards_of_other_divisions_are_refused(
