@@ -406,16 +406,22 @@ def open_collection(at: str, mounts: Sequence[str]) -> RemoteGallery:
     """Return the collection at a URL, with the folders that its sources have here.
 
     Raises:
-        BadConfig: a mount is not SOURCE=FOLDER, or its folder does not exist.
+        BadConfig: a mount is not SOURCE=FOLDER, of a source that has none yet, or its folder does
+            not exist.
         RemoteError: the database does not answer, refuses, or has no such collection.
     """
     folders: dict[str, Path] = {}
     for mount in mounts:
-        source, is_pair, folder = mount.partition("=")
-        if not is_pair or not Path(folder).is_dir():
-            found = f"there is no folder {folder}" if is_pair else f"--photos {mount}"
-            raise BadConfig(printable_name(found), "--photos SOURCE=FOLDER, with a folder here")
-        folders[source] = Path(folder)
+        source, _, folder = mount.partition("=")
+        found = f"--photos {mount}"
+        if source in folders:
+            found += " after another one for this source"
+        elif folder and not Path(folder).is_dir():
+            found = f"there is no folder {folder}"
+        elif folder:
+            folders[source] = Path(folder)
+            continue
+        raise BadConfig(printable_name(found), "--photos SOURCE=FOLDER, with a folder here")
     from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 
     return RemoteGallery.open(at, folders)

@@ -96,9 +96,11 @@ def _names(sources: tuple[str, ...]) -> dict[str, str] | str | None:
     names = {}
     for text in sources:
         name, is_pair, folder = text.partition("=")
-        if not is_pair:
+        place = str(Path(folder).absolute())
+        if not is_pair or not folder or place in names:
+            again = " after another one for this folder" if place in names else ""
             raise BadConfig(
-                f"--source {printable_name(text)}", "--source NAME=FOLDER for each folder"
+                f"--source {printable_name(text)}{again}", "--source NAME=FOLDER for each folder"
             )
-        names[str(Path(folder).absolute())] = name
+        names[place] = name
     return names

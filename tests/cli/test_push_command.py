@@ -103,7 +103,17 @@ def test_usage_errors_are_refused(
         ([*QUERY, "--at", url, "--photos", "photos"], 2, "--photos SOURCE=FOLDER"),
         ([*QUERY, "--at", url, "--photos", "nas=nowhere"], 2, "there is no folder nowhere"),
         (["push", "nothing.sbtk", "--at", url], 1, "there is no gallery nothing.sbtk"),
+        ([*QUERY, "--at", url, "--photos", "nas="], 2, "--photos SOURCE=FOLDER"),
+        (
+            [*QUERY, "--at", url, "--photos", "nas=photos", "--photos", "nas=."],
+            *(2, "--photos nas=. after another one for this source"),
+        ),
         (["push", "--at", url, "--source", "a", "--source", "b"], 2, "NAME=FOLDER for each"),
+        (["push", "--at", url, "--source", "a="], 2, "NAME=FOLDER for each"),
+        (
+            ["push", "--at", url, "--source", "a=photos", "--source", "b=photos"],
+            *(2, "--source b=photos after another one for this folder"),
+        ),
     ):
         assert main(words) == code, words
         assert text in answered(capsys)[1]
