@@ -235,11 +235,15 @@ def quoted(text: str) -> str:
 def condition(among: RemoteFilter) -> str:
     """Return the condition for rows of photos that a filter accepts."""
     parts = ["path_hash >= 0"]
-    if among.source is not None:
-        parts.append(f"source == {quoted(among.source)}")
-    if (interval := among.interval()) is not None:
-        low, high = map(quoted, interval)
-        parts.append(f"path >= {low} and path < {high}")
+    places = []
+    for place in among.places:
+        text = f"source == {quoted(place.source)}"
+        if (interval := place.interval()) is not None:
+            low, high = map(quoted, interval)
+            text += f" and path >= {low} and path < {high}"
+        places.append(f"({text})")
+    if places:
+        parts.append(f"({' or '.join(places)})")
     if among.period != EVER:
         first, end, first_ns, last_ns = PeriodBounds.of(among.period)
         dated = f'taken != "" and taken >= {quoted(first)} and taken < {quoted(end)}'

@@ -81,15 +81,19 @@ def where_of(among: RemoteFilter) -> tuple[sql.Composable, list[Any]]:
     """Return the condition for photos that a filter accepts, and its values."""
     where: sql.Composable = sql.SQL("true")
     values: list[Any] = []
-    if among.source is not None:
-        where += sql.SQL(" AND source = %s")
-        values.append(among.source)
-    if (interval := among.interval()) is not None:
-        where += sql.SQL(
-            " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
-            " AND path >= %s AND path < %s"
-        ).format(sql.Literal(INDEXED))
-        values += [*interval, *interval]
+    places: list[sql.Composable] = []
+    for place in among.places:
+        text: sql.Composable = sql.SQL("source = %s")
+        values.append(place.source)
+        if (interval := place.interval()) is not None:
+            text += sql.SQL(
+                " AND left(path, {0}) >= left(%s, {0}) AND left(path, {0}) <= left(%s, {0})"
+                " AND path >= %s AND path < %s"
+            ).format(sql.Literal(INDEXED))
+            values += [*interval, *interval]
+        places.append(text)
+    if places:
+        where += sql.SQL(" AND ({})").format(sql.SQL(" OR ").join(places))
     if among.period != EVER:
         where += sql.SQL(
             " AND (taken >= %s AND taken < %s"

@@ -169,22 +169,11 @@ class RemoteRegions:
 
 
 @dataclass(frozen=True)
-class RemoteFilter:
-    """Which photos of a collection a query may find; by default all.
+class Place:
+    """A folder of a source; `folder` is a path relative to it, empty for all of it."""
 
-    Attributes:
-        source: the name of their source; `None` for all.
-        folder: a path relative to the source, empty for all of it.
-        period: as in `PhotoFilter`.
-    """
-
-    source: str | None = None
+    source: str
     folder: bytes = b""
-    period: Period = EVER
-
-    def __bool__(self) -> bool:
-        """Return whether it leaves out any photos."""
-        return self.source is not None or self.period != EVER
 
     def interval(self) -> tuple[str, str] | None:
         """Return the lowest escaped path below the folder, and the first above; `None` for all."""
@@ -192,6 +181,23 @@ class RemoteFilter:
             return None
         low, high = below(self.folder)
         return escape_path(low), escape_path(high)
+
+
+@dataclass(frozen=True)
+class RemoteFilter:
+    """Which photos of a collection a query may find; by default all.
+
+    Attributes:
+        places: they are in one of these; none for all photos.
+        period: as in `PhotoFilter`.
+    """
+
+    places: tuple[Place, ...] = ()
+    period: Period = EVER
+
+    def __bool__(self) -> bool:
+        """Return whether it leaves out any photos."""
+        return bool(self.places) or self.period != EVER
 
 
 #: Accepts every photo.

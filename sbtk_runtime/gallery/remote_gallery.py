@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -521,7 +522,8 @@ class RemoteGallery(Queries):
         undated = {
             part.source
             for part in self._current().parts
-            if not part.has_dates and place.source in (None, part.source)
+            if not part.has_dates
+            and (not place.places or part.source in {one.source for one in place.places})
         }
         if undated:
             names = ", ".join(map(printable_name, sorted(undated)[:10]))
@@ -546,13 +548,13 @@ class RemoteGallery(Queries):
         state = self._current()
         if among.period != EVER:
             return self._reader.count(among)
-        if among.source is None:
+        if not among.places:
             return state.count
-        interval = among.interval()
         total = 0
-        for part in state.parts:
-            if part.source != among.source:
+        for place, part in itertools.product(among.places, state.parts):
+            if part.source != place.source:
                 continue
+            interval = place.interval()
             total += (
                 part.photos
                 if interval is None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sbtk_runtime.gallery.remote import RemoteFilter, unescape_path
+from sbtk_runtime.gallery.remote import Place, RemoteFilter, unescape_path
 
 
 class Mounts:
@@ -32,20 +32,27 @@ class Mounts:
         return os.fsdecode(mount.rstrip(b"/") + b"/" + relative)
 
     def place(self, under: Path | str, sources: Iterable[str]) -> RemoteFilter | None:
-        """Return the folder that a path names here; `None` if it is in no source."""
-        path = os.fsencode(os.path.abspath(under))  # noqa: PTH100
-        for source, mount in self.folders.items():
-            if path == mount:
-                return RemoteFilter(source)
-            if path.startswith(mount.rstrip(b"/") + b"/"):
-                return RemoteFilter(source, path[len(mount.rstrip(b"/")) + 1 :])
+        """Return the folders that a path names here; `None` if it is in no source, nor above one.
+
+        Sources may be mounted below it, in it, or in each other.
+        """
+        path = os.fsencode(os.path.abspath(under)).rstrip(b"/") + b"/"  # noqa: PTH100
+        places = []
+        for source, folder in self.folders.items():
+            mount = folder.rstrip(b"/") + b"/"
+            if path.startswith(mount):
+                places.append(Place(source, path[len(mount) : -1]))
+            elif mount.startswith(path):
+                places.append(Place(source))
+        if places:
+            return RemoteFilter(tuple(places))
         text = os.fsencode(under).rstrip(b"/")
         for source in sorted(sources, key=len, reverse=True):
             for name in (os.fsencode(shown_source(source)), os.fsencode(source)):
                 if text == name.rstrip(b"/"):
-                    return RemoteFilter(source)
+                    return RemoteFilter((Place(source),))
                 if text.startswith(name + b"/"):
-                    return RemoteFilter(source, text[len(name) + 1 :])
+                    return RemoteFilter((Place(source, text[len(name) + 1 :]),))
         return None
 
 

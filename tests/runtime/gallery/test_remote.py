@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.gallery.push import source_names
 from sbtk_runtime.gallery.remote import (
+    Place,
     RemoteError,
-    RemoteFilter,
     RemotePhoto,
     RemoteUnavailable,
     escape_path,
@@ -122,7 +122,7 @@ def test_every_path_survives_escaping(path: bytes) -> None:
 @given(st.binary(min_size=1, max_size=30), st.binary(min_size=1, max_size=30))
 def test_escaping_preserves_which_folder_a_path_is_in(folder: bytes, name: bytes) -> None:
     folder, name = folder.replace(b"/", b"_"), name.replace(b"/", b"_")
-    interval = RemoteFilter("s", folder).interval()
+    interval = Place("s", folder).interval()
     assert interval is not None
     low, high = (text.encode() for text in interval)
     assert low <= escape_path(folder + b"/" + name).encode() < high
@@ -213,4 +213,4 @@ def test_other_errors_are_raised_at_once() -> None:
 
 
 def test_a_filter_by_source_alone_has_no_interval() -> None:
-    assert RemoteFilter("s").interval() is None
+    assert Place("s").interval() is None

@@ -28,7 +28,7 @@ from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import PhotoShard
 from tests.milvus_server import LiteServer, MilvusServer
 from tests.runtime.gallery.test_dates import IN_MAY, MAY, write_dated
-from tests.tiny import tiny_bundle, tiny_photo
+from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_gallery import (
     code_gallery_of,
     gallery_of,
@@ -217,6 +217,27 @@ def test_paths_follow_the_mounts_and_unmounted_photos_name_their_source(
         assert len(below) == 5 and all(path.startswith("source:nas/2019/") for path in below)
     with pytest.raises(BadConfig, match=r"no source tape\b"):
         RemoteGallery.open(url, {"tape": elsewhere})
+
+
+def test_a_folder_above_mounts_or_with_mounts_in_it_gives_the_hits_of_the_gallery(
+    url: str, tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    other = tmp_path / "mnt" / "other"
+    write_photos(other, 5, seed=7)
+    update_gallery(tmp_path / "g.sbtk", [photos, other], embedder)
+    push_gallery(tmp_path / "g.sbtk", open_store(url), {str(photos): "nas", str(other): "tape"})
+    query = unit_rows(1, DIM)[0]
+    mounts = {"nas": photos, "tape": other}
+    with Gallery.open(tmp_path / "g.sbtk") as local, RemoteGallery.open(url, mounts) as there:
+        for under in (os.path.commonpath([photos, other]), "/", photos, other.parent):
+            assert hits_of(there, query, 30, under=under) == hits_of(local, query, 30, under=under)
+            assert len(there.recent(30, under=under)) == len(local.recent(30, under=under)) > 0
+    # A mount in a mount, and one that ends as another begins.
+    with RemoteGallery.open(url, {"nas": "/mnt", "tape": "/mnt/2019"}) as there:
+        inner = [hit.path for hit in there.answer(query, 30, under="/mnt/2019", fold=False).hits]
+        assert len(inner) == 5 + 5
+        assert len(there.answer(query, 30, under="/mnt", fold=False).hits) == 15 + 5
+        assert not there.answer(query, 30, under="/mn").hits
 
 
 def test_shards_can_be_pushed_separately(
