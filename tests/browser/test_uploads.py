@@ -6,7 +6,7 @@ import base64
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,10 @@ FLOWER_SKETCH = ROOT / "demo" / "sketches" / "flower.png"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = "run"</script></svg>'
 
 # The events that the clipboard and a file manager cause.
-_FILE_EVENT = """([kind, name, type, bytes]) => {
+_FILE_EVENT = """([kind, name, type, bytes, others]) => {
     const content = Uint8Array.from(atob(bytes), (character) => character.charCodeAt(0));
     const carried = new DataTransfer();
+    for (const other of others) carried.items.add(new File(["x"], other, { type: "text/plain" }));
     carried.items.add(new File([content], name, { type }));
     const how = { bubbles: true, cancelable: true };
     if (kind === "paste") {
@@ -70,9 +71,11 @@ def _open(visit: Visit, path: Path) -> None:
     chosen.value.set_files(path)
 
 
-def _event(visit: Visit, kind: str, name: str, media_type: str, content: bytes) -> None:
+def _event(
+    visit: Visit, kind: str, name: str, media_type: str, content: bytes, others: Sequence[str] = ()
+) -> None:
     encoded = base64.b64encode(content).decode()
-    visit.page.evaluate(_FILE_EVENT, [kind, name, media_type, encoded])
+    visit.page.evaluate(_FILE_EVENT, [kind, name, media_type, encoded, [*others]])
 
 
 def _drop(visit: Visit, path: Path) -> None:
@@ -115,6 +118,16 @@ def test_a_photo_is_detected_and_finds_itself(visit: Visit, photos: Path) -> Non
         visit.page.get_by_role("radio", name="Sketch").check()
     assert "as=sketch" in visit.queries[-1].url
     assert visit.ids() != as_photo
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_files_beside_an_image_are_counted_as_not_used(visit: Visit, kind: str) -> None:
+    content = FLOWER_SKETCH.read_bytes()
+    with visit.new_hits():
+        _event(visit, kind, "flower.png", "image/png", content, ["a.txt", "b.txt"])
+    said = visit.page.locator("#toast").inner_text()
+    assert said.startswith("flower.png: searching with a sketch.")
+    assert said.endswith("2 more not used.")
 
 
 def test_the_last_of_two_uploads_wins(visit: Visit) -> None:

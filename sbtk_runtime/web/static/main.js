@@ -91,10 +91,14 @@ function currentQuery() {
   return { image: () => renderImage(drawing, pad.unfinished), kind, unlikes, filter };
 }
 
-/** @param {UploadedImage} uploaded */
-function addImage(uploaded) {
+/**
+ * @param {UploadedImage} uploaded
+ * @param {number} others the number of files that came with it
+ */
+function addImage(uploaded, others) {
   drawing.add({ kind: "image", image: uploaded });
-  showToast(`${uploaded.name}: searching with a ${uploaded.kind}. Trace draws over it.`);
+  const unused = others === 0 ? "" : ` Only one image can be searched with: ${others} more not used.`;
+  showToast(`${uploaded.name}: searching with a ${uploaded.kind}. Trace draws over it.${unused}`);
 }
 
 /** Puts the example that the URL names under the pen. */

@@ -32,7 +32,7 @@ let uploads = 0;
 
 /**
  * Accepts images from the file chooser, the clipboard and drag and drop.
- * @param {(image: UploadedImage) => void} onImage
+ * @param {(image: UploadedImage, others: number) => void} onImage called with the number of further files
  * @param {(id: number) => void} onPhoto called when a photo of the gallery is dropped
  */
 export function acceptImages(onImage, onPhoto) {
@@ -40,27 +40,28 @@ export function acceptImages(onImage, onPhoto) {
   fileInput.accept = MEDIA_TYPES.join(",");
   byId("upload", HTMLButtonElement).addEventListener("click", () => fileInput.click());
   fileInput.addEventListener("change", () => {
-    void upload(fileInput.files?.[0], onImage);
+    void upload([...(fileInput.files ?? [])], onImage);
     fileInput.value = ""; // Otherwise choosing the same file again fires no event.
   });
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length === 0) return;
     event.preventDefault();
-    void upload(files.find(({ type }) => MEDIA_TYPES.includes(type)) ?? files[0], onImage);
+    void upload(files, onImage);
   });
   acceptDrops((event) => {
     const id = event.dataTransfer?.getData(PHOTO_TYPE);
     if (id) onPhoto(idOf(id));
-    else void upload(event.dataTransfer?.files[0], onImage);
+    else void upload([...(event.dataTransfer?.files ?? [])], onImage);
   });
 }
 
 /**
- * @param {File | undefined} file
- * @param {(image: UploadedImage) => void} onImage not called if another upload started in the meantime
+ * @param {readonly File[]} files the first image among them is used
+ * @param {(image: UploadedImage, others: number) => void} onImage not called if another upload started in the meantime
  */
-async function upload(file, onImage) {
+async function upload(files, onImage) {
+  const file = files.find(({ type }) => MEDIA_TYPES.includes(type)) ?? files[0];
   if (file === undefined) {
     showToast("Only image files can be dropped here.");
     return;
@@ -69,7 +70,7 @@ async function upload(file, onImage) {
   const current = uploads;
   try {
     const image = await loadImage(file);
-    if (current === uploads) onImage(image);
+    if (current === uploads) onImage(image, files.length - 1);
   } catch (error) {
     if (current === uploads) showToast(error instanceof ImageError ? error.message : "Cannot open this image.");
   }
