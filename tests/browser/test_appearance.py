@@ -25,6 +25,12 @@ SCREENS = {
     "desktop": (1600, 1000),
 }
 
+_TEXT_END = """element => {
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    return range.getBoundingClientRect().right;
+}"""
+
 
 def test_axe_finds_no_serious_violation(browser: Browser, server: ServeProcess) -> None:
     with Visit(browser, server.origin, reduced_motion="reduce") as visit:
@@ -154,6 +160,11 @@ def test_the_help_fits_a_laptop(browser: Browser, server: ServeProcess) -> None:
         box = help_dialog.bounding_box()
         assert box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 720
         assert help_dialog.evaluate("dialog => dialog.scrollHeight <= dialog.clientHeight")
+        # On a small phone, too, its title is clear of the button beside it.
+        visit.page.set_viewport_size({"width": 320, "height": 568})
+        title = visit.page.locator("#help-title").evaluate(_TEXT_END)
+        button = visit.page.locator("#help-close").bounding_box()
+        assert button is not None and title <= button["x"]
 
 
 @pytest.mark.chromium_only(NO_MEDIA)
