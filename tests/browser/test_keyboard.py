@@ -115,6 +115,30 @@ def test_help_lists_shortcuts_and_turns_off_single_keys(visit: Visit) -> None:
     assert page.get_by_role("radio", name="Eraser", exact=True).is_checked()
 
 
+def test_the_focus_stays_near_a_chip_that_is_removed(visit: Visit) -> None:
+    page = visit.page
+    for position in (0, 2):
+        with visit.new_hits():
+            page.locator("#hits li a").nth(position).focus()
+            page.keyboard.press("l")
+    chips = page.get_by_role("button", name="Remove")
+    remaining = chips.last.get_attribute("aria-label")
+    chips.first.focus()
+    with visit.new_hits():
+        page.keyboard.press("Enter")
+    assert _focused(visit) == remaining
+    page.keyboard.press("Enter")
+    visit.wait_for_recent()
+    visit.wait_until("() => document.activeElement.id === 'results'")
+    page.locator("#hits li a").first.focus()
+    with visit.new_hits():
+        page.keyboard.press("l")
+    page.get_by_role("button", name="Back to the sketch").focus()
+    page.keyboard.press("Enter")
+    visit.wait_for_recent()
+    visit.wait_until("() => document.activeElement.id === 'results'")
+
+
 def test_hits_are_announced_to_screen_readers(visit: Visit) -> None:
     visit.page.locator("#input-layer").focus()
     visit.page.keyboard.press("Space")

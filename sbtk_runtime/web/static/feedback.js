@@ -16,13 +16,22 @@ import { currentState, removeFeedback } from "./url_state.js";
  */
 export function showFeedback(likes, unlikes, region, findHit) {
   byId("likes-label", HTMLElement).textContent = region === "" ? "Similar to" : "Similar to a part of";
-  byId("similar-bar", HTMLElement).hidden = likes.length + unlikes.length === 0;
+  const bar = byId("similar-bar", HTMLElement);
+  const chipButtons = () => /** @type {HTMLElement[]} */ ([...bar.querySelectorAll("li button")]);
+  const hadFocus = bar.contains(document.activeElement);
+  const place = chipButtons().findIndex((button) => button === document.activeElement);
+  bar.hidden = likes.length + unlikes.length === 0;
   byId("similar-close", HTMLElement).hidden = likes.length === 0;
   for (const [name, ids] of /** @type {const} */ ([["likes", likes], ["unlikes", unlikes]])) {
     byId(name, HTMLElement).hidden = ids.length === 0;
     const list = byId(`${name}-list`, HTMLUListElement);
     list.replaceChildren(...ids.map((id) => chipOf(id, findHit(id))));
   }
+  const isFocusKept = bar.contains(document.activeElement) && document.activeElement?.checkVisibility();
+  if (!hadFocus || isFocusKept) return;
+  // Otherwise the next Tab would start at the top of the page.
+  const left = chipButtons();
+  (left[Math.min(place, left.length - 1)] ?? byId("results", HTMLElement)).focus();
 }
 
 /**
