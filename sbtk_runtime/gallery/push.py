@@ -133,6 +133,7 @@ def push_gallery(
         if undated:
             text = f"the dates of {undated:,} photos were not read yet: run 'sbtk index', then push"
             notices.append(f"{text} again")
+        notices += _others_notice(store, set(sources.values()))
         return PushReport(
             pushed=totals["pushed"],
             unchanged=totals["unchanged"],
@@ -145,6 +146,22 @@ def push_gallery(
             damaged_regions=totals["damaged_regions"],
             notices=tuple(dict.fromkeys(notices)),
         )
+
+
+def _others_notice(store: RemoteStore, pushed: set[str]) -> list[str]:
+    """Return the notice of other sources: one that was renamed or forgotten is still found."""
+    with closing(store.reader()) as reader:
+        parts = reader.state().parts
+    photos: Counter[str] = Counter()
+    for part in parts:
+        if part.source not in pushed:
+            photos[part.source] += part.photos
+    photos = +photos
+    if not photos:
+        return []
+    shown = [f"{count:,} of {printable_name(name)}" for name, count in photos.most_common(5)]
+    more = f" and {len(photos) - 5:,} more" if len(photos) > 5 else ""
+    return [f"photos of other sources stay there: {', '.join(shown)}{more}"]
 
 
 def source_names(

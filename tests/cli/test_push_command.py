@@ -65,6 +65,13 @@ def test_a_gallery_is_pushed_and_queried(
     assert "5 of these 5 photos are not on this machine: --photos SOURCE=FOLDER" in err
 
 
+def test_sources_that_stay_are_named(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", "--at", url, "--source", "nas"]) == 0
+    assert "other sources" not in answered(capsys)[1]
+    assert main(["push", "--at", url, "--source", "archive"]) == 0
+    assert "photos of other sources stay there: 8 of nas\n" in answered(capsys)[1]
+
+
 def test_the_collection_can_be_named_by_a_variable(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
