@@ -280,6 +280,7 @@ def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -
     from sbtk_train.runs.ablation import (
         draw,
         find_missing,
+        find_others,
         format_markdown,
         run_study,
         score_runs,
@@ -300,6 +301,11 @@ def _run_study(study: Study, root: Path, reporter: Reporter, *, as_json: bool) -
     write_atomically(root / "ablation.md", table.encode())
     figure = draw(study, scores, root / "ablation.png")
     reporter(f"{root}: ablation.csv, ablation.md" + (", ablation.png" if figure else ""))
+    if others := find_others(study, root):
+        reporter(
+            f"{len(others)} finished runs of other rows or seeds are not in them, such as "
+            f"{others[0]}; name all rows and seeds to include them"
+        )
     if not as_json:
         output.answer(table.rstrip())
     return 0

@@ -51,7 +51,7 @@ from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.splits import open_split
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Listener, Notify
-from sbtk_train.runs.checkpoint import LAST, STUDENT, load_run
+from sbtk_train.runs.checkpoint import LAST, RECORD, STUDENT, load_run
 from sbtk_train.runs.context import load_division
 from sbtk_train.runs.evaluate import (
     Embed,
@@ -64,6 +64,8 @@ from sbtk_train.runs.run import train
 
 #: Marks a finished run; others are resumed.
 DONE = "done.json"
+#: Key of the hash of the measured images, beside the figures.
+_IMAGES = "images_sha256"
 
 
 @dataclass(frozen=True)
@@ -232,9 +234,13 @@ def run_study(
 
     Raises:
         BadConfig: a folder has a run of another configuration.
+        BadData: the training images changed since the study's first run.
         KeyboardInterrupt: when stopped; finished runs are kept.
     """
     runs = list(study.runs())
+    done = [
+        run_folder(root, row, seed) for row, seed in runs if is_done(run_folder(root, row, seed))
+    ]
     for number, (row, seed) in enumerate(runs, start=1):
         if should_stop():
             raise KeyboardInterrupt
@@ -253,9 +259,18 @@ def run_study(
         except DiskFull as problem:
             step = "free some space, then: the same command again, which resumes the study"
             raise DiskFull(problem.found, problem.expected, step) from problem
+        for other in done[:1]:
+            _require_same_images(folder, other)
+        done.append(folder)
         write_json_atomically(folder / DONE, {"best": record.get("best", {})})
         # The checkpoint is four times the size of the student, and no longer needed.
         (folder / LAST).unlink(missing_ok=True)
+
+
+def find_others(study: Study, root: Path) -> list[str]:
+    """Return the names of the folders of finished runs that are not of the study."""
+    own = {run_folder(root, row, seed).name for row, seed in study.runs()}
+    return sorted({path.parent.name for path in root.glob(f"*/{DONE}")} - own)
 
 
 def find_missing(study: Study, root: Path) -> list[str]:
@@ -293,6 +308,19 @@ def _require_same(folder: Path, config: TrainConfig) -> None:
                 f"{json.dumps(here_flat.get(key))}, as requested now",
                 "the options of the first run, or another folder: --out FOLDER",
             )
+
+
+def _require_same_images(folder: Path, other: Path) -> None:
+    """Raise `BadData` if two runs were trained on different images."""
+    here, there = (
+        str(read_json_object(run / RECORD, BadConfig).get("data_sha256")) for run in (folder, other)
+    )
+    if here != there:
+        raise BadData(
+            f"{folder} was trained on other images than {other}: SHA-256 {here[:12]}",
+            f"{there[:12]}; the data changed since the study began",
+            "restore the data and remove that folder, or start again in another: --out FOLDER",
+        )
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
@@ -359,25 +387,26 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
         root: the folder of the run folders.
         classes: `validation` or `unseen`; nothing is returned if the data have no unseen classes.
         notify: called with progress messages.
+
+    Raises:
+        BadData: a run was measured on other images than the data have now.
     """
     scores: list[Score] = []
-    division = None
     data = read_dataset(Path(study.base.data), keep_duplicates=study.base.keep_duplicates)
     split = open_split(study.base.split, data.classes)
     unseen = select_classes(data, [name for name in data.classes if split.is_unseen(name)])
     if classes == "unseen" and not unseen.classes:
         notify(f"the data have none of the unseen classes of {split.name}: not measured on them")
         return []
+    division, _ = load_division(study.base, data, split, lambda text: None)  # said in training
+    images = division.validation if classes == "validation" else unseen
+    compute = choose_compute(study.base.device, study.base.precision)
     for row, seed in study.runs():
         folder = run_folder(root, row, seed)
         if not is_done(folder):
             continue
         kept = folder / f"scores-{classes}.json"
         if not kept.is_file():
-            if division is None:
-                division, _ = load_division(study.base, data, split, notify)
-                compute = choose_compute(study.base.device, study.base.precision)
-            images = division.validation if classes == "validation" else unseen
             notify(f"measuring {folder.name} on {len(images.classes)} {classes} classes")
             run = load_run(folder)
             student = run.student.to(compute.device)
@@ -386,11 +415,20 @@ def score_runs(study: Study, root: Path, classes: str, notify: Notify) -> list[S
             # Logged first: if interrupted, an evaluation is logged twice rather than never.
             if classes == "unseen":
                 _log(root, folder, study, images, figures)
-            write_json_atomically(kept, figures)
+            write_json_atomically(kept, {_IMAGES: images.sha256} | figures)
+        values = read_json_object(kept, BadData)
+        measured_on = values.pop(_IMAGES, images.sha256)  # older studies do not say
+        if measured_on != images.sha256:
+            raise BadData(
+                f"{kept} is of other images than the {classes} classes have now: "
+                f"SHA-256 {images.sha256[:12]}",
+                f"{measured_on[:12]}; the data changed since the study began",
+                "restore the data, or start again in another folder: --out FOLDER",
+            )
         epochs = study.epochs_of(row)
         scores += [
             Score(row.name, seed, epochs, classes, figure, float(value))
-            for figure, value in read_json_object(kept, BadData).items()
+            for figure, value in values.items()
         ]
     return scores
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_train.config import RECIPES, TrainConfig, make_recipe
 from sbtk_train.runs.ablation import (
     METRIC,
@@ -20,6 +21,7 @@ from sbtk_train.runs.ablation import (
     bits_metric_name,
     draw,
     find_missing,
+    find_others,
     format_markdown,
     is_done,
     run_folder,
@@ -163,3 +165,25 @@ def test_an_interrupted_study_resumes_and_finishes(data: Path, tmp_path: Path) -
     assert plot is not None
     assert plot.read_bytes()[:4] == b"\x89PNG"
     assert find_missing(study, tmp_path) == []
+
+
+@pytest.mark.slow
+def test_runs_on_changed_data_are_not_put_in_one_table(data: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(data, tmp_path / "own"))
+    study = replace(study_of(own, tmp_path, "triplet"), seeds=(0,))
+    run_study(study, tmp_path, lambda event: None)
+    assert find_others(study, tmp_path) == []
+    assert find_others(replace(study, seeds=(1,)), tmp_path) == ["triplet-seed0"]
+    score_runs(study, tmp_path, "unseen", lambda text: None)
+    added = [
+        Path(shutil.copy(own / "photo" / name / "0.jpg", own / "photo" / name / "9.jpg"))
+        for name in (*CLASSES, "window")
+    ]
+    with pytest.raises(BadData, match="other images than the unseen classes have now"):
+        score_runs(study, tmp_path, "unseen", lambda text: None)
+    with pytest.raises(BadData, match=r"seed1 was trained on other images than .*seed0"):
+        run_study(replace(study, seeds=(0, 1)), tmp_path, lambda event: None)
+    assert not is_done(tmp_path / "triplet-seed1")
+    for path in added:
+        path.unlink()
+    assert score_runs(study, tmp_path, "unseen", lambda text: None)
