@@ -22,7 +22,8 @@ MAX_JSON_BYTES = 1 << 20
 # A folder in place of a file, a file or link in place of a folder.
 _OF_ANOTHER_KIND = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
+# SQLite adds files of its own to a temporary database.
+_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)(-wal|-shm|-journal)?$")
 
 
 def sha256_of_file(path: Path) -> str:

@@ -88,6 +88,7 @@ def test_a_killed_write_keeps_the_old_file_and_its_temporary_is_removed(tmp_path
 def test_only_our_own_temporaries_of_dead_processes_are_removed(tmp_path: Path) -> None:
     keep = ["value.tmp-1", ".value.tmp-", ".value.tmp-x", f".value.tmp-{os.getppid()}"]
     stale = [".value.tmp-999999999", ".value.tmp-99999999999999999999999"]
+    stale += [".value.tmp-999999999-wal", ".value.tmp-999999999-shm"]
     for name in (*keep, *stale):
         (tmp_path / name).touch()
     (tmp_path / ".folder.tmp-999999999").mkdir()
