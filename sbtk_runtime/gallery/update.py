@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +50,7 @@ from sbtk_runtime.gallery.folder import (
     vacuum,
     write_failures,
 )
+from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME
 from sbtk_runtime.gallery.publish import publish
 from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
@@ -291,6 +292,7 @@ class _Update:
             self._grid = take_regions(folder, catalogue, origin, regions, self._embedder)
             catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
+            self._leave_codes_of_other_rows(catalogue)
             vacuum(folder, catalogue, vectors, self._published)
             self._drop_lost(catalogue, vectors)
             self._add_checksums(catalogue, vectors)
@@ -400,6 +402,22 @@ class _Update:
             "every file in one of these numbers; the published gallery is unchanged",
             "please report this message",
         )
+
+    def _leave_codes_of_other_rows(self, catalogue: Catalogue) -> None:
+        """Have codes, graph and neighbours made again if the catalogue is older, as a backup is.
+
+        Rows that it does not know will be those of other photos. `vacuum` removes what is left, as
+        this update may be killed.
+        """
+        published = self._published
+        rows = catalogue.committed_rows()
+        if published and published.codes and published.codes.rows > rows:
+            self._notices.append(
+                f"{CATALOGUE_NAME} has {rows:,} of {published.codes.rows:,} rows that were "
+                "published, as if from a backup: what searches use is made again"
+            )
+            self._published = replace(published, codes=None, graph=None)
+            (self._folder / NEIGHBOURS_NAME).unlink(missing_ok=True)
 
     def _drop_lost(self, catalogue: Catalogue, vectors: Shards) -> None:
         intervals = vectors.missing(catalogue.committed_rows())

@@ -18,8 +18,15 @@ from sbtk_runtime.errors import BadConfig, BadGallery
 from sbtk_runtime.gallery import gallery as reading
 from sbtk_runtime.gallery import search as searching
 from sbtk_runtime.gallery import sign_codes
+from sbtk_runtime.gallery.folder import VECTORS_NAME
 from sbtk_runtime.gallery.gallery import Gallery, Search
+from sbtk_runtime.gallery.neighbours import (
+    NEIGHBOURS_NAME,
+    load_neighbours,
+    update_neighbours,
+)
 from sbtk_runtime.gallery.rows import SHARD_ROWS, Vectors
+from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.sign_codes import SignCodes, drift, make_rotation
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
@@ -324,6 +331,36 @@ def test_unusable_codes_are_reported_and_rebuilt(
     assert any("made again" in text for text in messages)
     assert codes_of(folder).folder == "codes-2"
     assert verify_gallery(folder).problems == ()
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_codes_are_made_again_when_the_catalogue_is_from_a_backup(
+    tmp_path: Path, embedder: Embedder, is_stopped: bool
+) -> None:
+    photos, folder = photo_gallery(tmp_path, 9, embedder)
+    shutil.copy(folder / CATALOGUE_NAME, tmp_path)
+    update_gallery(folder, write_photos(tmp_path / "more", 3, seed=1), embedder)
+    shutil.copy(tmp_path / CATALOGUE_NAME, folder)
+    # They get the rows of those that the catalogue has lost.
+    others = write_photos(tmp_path / "others", 4, seed=2)
+
+    def stop(done: int, total: int | None, rate: float) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    if is_stopped:
+        with pytest.raises(KeyboardInterrupt):
+            update_gallery(folder, [photos, *others], embedder, progress=stop)
+    report = update_gallery(folder, [photos, *others], embedder)
+    assert (report.new, report.live) == (0 if is_stopped else 4, 13)
+    assert any("9 of 12 rows" in text for text in report.notices) != is_stopped
+    assert verify_gallery(folder).problems == ()
+    found = load_neighbours(folder, embedder.dim)
+    (folder / NEIGHBOURS_NAME).unlink()
+    vectors = Vectors(folder / VECTORS_NAME, embedder.dim)
+    update_neighbours(folder, vectors, found.rows, lambda text: None)
+    assert np.array_equal(found.near, load_neighbours(folder, embedder.dim).near)
+    assert update_gallery(folder, [photos], embedder).notices == ()
 
 
 def test_hidden_damage_is_found_by_verify_and_repaired(tmp_path: Path, embedder: Embedder) -> None:
