@@ -284,10 +284,10 @@ def main() -> int:
     parser.add_argument("--limit", type=int, default=10)
     parser.add_argument("--under", help="search only this folder")
     given = parser.parse_args()
-    client = Client(given.address, os.environ.get("SBTK_TOKEN"))
     try:
+        client = Client(given.address, os.environ.get("SBTK_TOKEN"))
         answers = client.query_many(given.sketches, limit=given.limit, under=given.under)
-    except (ApiError, OSError) as problem:
+    except (ApiError, OSError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1
     for sketch, answer in zip(given.sketches, answers, strict=True):
@@ -296,6 +296,8 @@ def main() -> int:
             continue
         if answer.no_close_match:
             print(f"{sketch}: no close match; best guesses:", file=sys.stderr)
+        for notice in answer.notices:
+            print(f"{sketch}: {notice}", file=sys.stderr)
         for hit in answer.hits:
             print(f"{hit.rank}\t{hit.score:.4f}\t{hit.path}")
     return 1 if any(isinstance(answer, ApiError) for answer in answers) else 0

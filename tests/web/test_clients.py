@@ -157,6 +157,22 @@ def test_the_command_prints_the_hits_of_each_sketch(
     assert done.stderr.startswith(os.fsencode(broken))
 
 
+def test_the_command_prints_notices_and_errors_in_a_line(
+    locked: ServeProcess, sketch: Path
+) -> None:
+    environment = {**os.environ, "SBTK_TOKEN": TOKEN}
+    for given, code, said in (
+        ((locked.origin, "--under", "/nowhere"), 0, "0 photos are searchable below /nowhere"),
+        (("127.0.0.1:1",), 1, "127.0.0.1:1 is not an address that starts with"),
+    ):
+        command = [sys.executable, "-P", str(CLIENTS / "client.py"), str(sketch), "--address"]
+        run = {"capture_output": True, "text": True, "check": False, "env": environment}
+        done = subprocess.run([*command, *given], **run)  # type: ignore[call-overload]
+        assert done.returncode == code
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 def test_the_javascript_client_gets_the_same_hits(
     locked: ServeProcess, client: Client, sketch: Path
 ) -> None:
