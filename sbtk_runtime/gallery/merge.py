@@ -78,6 +78,8 @@ FROM todo WHERE number > ? ORDER BY number LIMIT ?"""
 _BARE = """SELECT w.row, min(p.row) FROM wanted AS w JOIN photos AS p
     ON p.path = w.path AND p.sha256 = w.sha256 AND p.removed_in IS NULL
 WHERE w.source = ? AND p.row NOT IN (SELECT photo_row FROM regions) GROUP BY w.row ORDER BY w.row"""
+# The same of dates, which a gallery of an older version gets when it is indexed again.
+_UNDATED = _BARE.replace("SELECT photo_row FROM regions", "SELECT row FROM dates")
 _STRAY = """SELECT p.id FROM photos AS p WHERE p.removed_in IS NULL
 AND NOT EXISTS (SELECT 1 FROM wanted AS w WHERE w.path = p.path)"""
 _STAMP = """UPDATE photos AS p SET (mtime_ns, ctime_ns, inode) =
@@ -235,6 +237,7 @@ class _Merge:
             for page in self._pages():
                 self._copy(generation, page)
                 self._advance(len(page))
+            self._add_dates(number, generation)
             if manifest.regions is not None:
                 self._add_regions(number, generation)
 
@@ -299,12 +302,10 @@ class _Merge:
         new_rows: dict[str, int] = {}
         copied: list[int] = []
         photos = []
-        targets: dict[int, int] = {}
         for entry in page:
             known = self._catalogue.embedding_of(entry.sha256)
             if known is not None:
                 photos.append(replace(entry, row=known.row))
-                targets[entry.row] = known.row
                 continue
             if not is_intact[place[entry.row]]:
                 self.damaged += 1
@@ -313,12 +314,18 @@ class _Merge:
                 new_rows[entry.sha256] = first_row + len(copied)
                 copied.append(place[entry.row])
             photos.append(replace(entry, row=new_rows[entry.sha256]))
-            targets[entry.row] = new_rows[entry.sha256]
         batches = self._rows.append_bytes(first_row, content[copied]) if copied else []
         self._catalogue.commit(photos, [], batches)
-        dates = generation.view.dates(targets)
-        self._catalogue.store_dates([(targets[row], taken) for row, taken in dates])
         self.copied += len(photos)
+
+    def _add_dates(self, number: int, generation: Generation) -> None:
+        """Copy the dates of the photos of a gallery that are there without one."""
+        with catalogue_errors(self._catalogue.path):
+            undated = self._connection.execute(_UNDATED, (number,)).fetchall()
+        for start in range(0, len(undated), self._commit_every):
+            rows = dict(undated[start : start + self._commit_every])
+            dates = generation.view.dates(rows)
+            self._catalogue.store_dates([(rows[row], taken) for row, taken in dates])
 
     def _add_regions(self, number: int, generation: Generation) -> None:
         """Copy the regions of the photos of a gallery that are there without them."""

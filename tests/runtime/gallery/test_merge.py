@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 from pathlib import Path
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.engines.base import no_notify
 from sbtk_runtime.errors import BadConfig, BadGallery, ModelMismatch, SbtkError
 from sbtk_runtime.files import WriterLock
-from sbtk_runtime.gallery.folder import LOCK_NAME, VECTORS_NAME
+from sbtk_runtime.gallery.folder import LOCK_NAME, VECTORS_NAME, open_rows
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.merge import merge_galleries
+from sbtk_runtime.gallery.publish import publish
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.gallery.verify import verify_gallery
+from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import PhotoShard, read_gallery_manifest
 from tests.tiny import tiny_bundle, tiny_photo, write_photos
 from tests.tiny_gallery import contents, gallery_of, unit_rows
@@ -182,6 +186,21 @@ def test_galleries_of_an_older_sbtk_are_merged(tmp_path: Path) -> None:
     report = merge_galleries([tmp_path / "old.sbtk"], tmp_path / "all.sbtk")
     assert (report.live, report.damaged) == (60, 0)
     assert answers(tmp_path / "all.sbtk") == answers(tmp_path / "old.sbtk")
+
+
+def test_dates_that_were_read_after_a_merge_are_copied(tmp_path: Path) -> None:
+    source, merged = tmp_path / "a.sbtk", tmp_path / "all.sbtk"
+    manifest = gallery_of(source, unit_rows(10, 16))
+    merge_galleries([source], merged)
+    with Catalogue(source, 2) as catalogue:
+        catalogue.store_dates([(row, "2020-02-02T10:00:00") for row in range(10)])
+        origin = catalogue.origin()
+        assert origin is not None
+        publish(source, catalogue, open_rows(source, 16, None), origin, manifest, no_notify)
+    assert merge_galleries([source], merged, commit_every=3).copied == 0
+    day = datetime.date(2020, 2, 2)
+    with Gallery.open(merged) as gallery:
+        assert len(gallery.recent(20, taken=(day, day))) == 10
 
 
 def test_missing_shards_are_named(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
