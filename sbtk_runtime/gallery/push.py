@@ -181,7 +181,8 @@ def source_names(
             raise BadConfig(
                 f"the gallery has {len(outermost)} folders ({shown}), and one name was given",
                 "a name for each",
-                "--source NAME=FOLDER, once for each folder",
+                "--source NAME=FOLDER, once for each folder; 'sbtk index --forget FOLDER' drops "
+                "one that has moved",
             )
         names = {os.fsdecode(outermost[0]): names}
     names = names or {}
