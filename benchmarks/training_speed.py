@@ -1,8 +1,9 @@
 """Images/s of `sbtk train` on a CPU beside a bare PyTorch loop, eager and compiled.
 
 The bare loop trains the same student on one batch that is ready in memory: forward, cross-entropy,
-backward, AdamW. All take turns, so that other load affects all of them. The trainer's images are
-decoded once, and prepared and augmented for each step as usual.
+backward, AdamW. Each is a process of its own, because the trainer changes how a process keeps its
+memory. All take turns, so that other load affects all of them. The trainer's images are decoded
+once, and prepared and augmented for each step as usual.
 
     python -m benchmarks.training_speed --threads 2
 """
@@ -10,13 +11,17 @@ decoded once, and prepared and augmented for each step as usual.
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -36,19 +41,18 @@ _TRAINER = "sbtk train"
 
 @dataclass(frozen=True)
 class Bare:
-    """A way to run the bare loop: name, memory format, and whether it is compiled."""
+    """A way to run the bare loop: memory format, and whether it is compiled."""
 
-    name: str
     memory_format: torch.memory_format
     is_compiled: bool
 
 
-_EAGER = Bare("bare, channels_last", torch.channels_last, is_compiled=False)
-_BARE = (
-    Bare("bare, NCHW", torch.contiguous_format, is_compiled=False),
-    _EAGER,
-    Bare("bare, channels_last, torch.compile", torch.channels_last, is_compiled=True),
-)
+_EAGER = "bare, channels_last"
+_BARE = {
+    "bare, NCHW": Bare(torch.contiguous_format, is_compiled=False),
+    _EAGER: Bare(torch.channels_last, is_compiled=False),
+    "bare, channels_last, torch.compile": Bare(torch.channels_last, is_compiled=True),
+}
 
 
 def main() -> None:
@@ -61,23 +65,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         data = write_training_data(Path(scratch) / "data", is_small=False)
         config = _config(data, options.size, options.threads)
-        context = build_context(config, lambda _: None)
-        turns: dict[str, Callable[[], float]] = {
-            bare.name: _bare_loop(bare, context, options.size, options.steps) for bare in _BARE
-        }
-        turns[_TRAINER] = lambda: _trainer(context, config, options.steps, Path(scratch))
-        first = {name: turn() for name, turn in turns.items()}
-        speeds: dict[str, list[float]] = {name: [] for name in turns}
-        for _ in range(options.rounds):
-            for name, turn in turns.items():
-                speeds[name].append(turn())
+        with contextlib.ExitStack() as started:
+            loops = {
+                name: started.enter_context(_Loop(name, config, options.steps, Path(scratch)))
+                for name in (*_BARE, _TRAINER)
+            }
+            first = {name: loop.images_per_s() for name, loop in loops.items()}
+            speeds: dict[str, list[float]] = {name: [] for name in loops}
+            for _ in range(options.rounds):
+                for name, loop in loops.items():
+                    speeds[name].append(loop.images_per_s())
+        batch = _batch(build_context(config, lambda _: None))
     ratios = {
         name: statistics.median(
-            mine / eager for mine, eager in zip(of_turns, speeds[_EAGER.name], strict=True)
+            mine / eager for mine, eager in zip(of_turns, speeds[_EAGER], strict=True)
         )
         for name, of_turns in speeds.items()
     }
@@ -87,11 +91,11 @@ def main() -> None:
         ["loop", "images/s", "/ bare, channels_last", "images/s of the first turn"],
         [
             [name, f"{images_per_s[name]:.1f}", f"{ratios[name]:.2f}", f"{first[name]:.1f}"]
-            for name in turns
+            for name in loops
         ],
         {"images_per_s": images_per_s, "ratios": ratios, "first_images_per_s": first},
         [
-            f"{config.precision}, {options.size} px, {_batch(context)} images a step, threads: "
+            f"{config.precision}, {options.size} px, {batch} images a step, threads: "
             f"{options.threads}",
             f"medians of {options.rounds} rounds of {options.steps} steps each, and of the ratios "
             "within a round; the first turn includes compiling",
@@ -124,15 +128,56 @@ def _config(data: Path, size_px: int, threads: int) -> TrainConfig:
     )
 
 
+class _Loop:
+    """A loop in a process of its own, which a `with` block ends."""
+
+    def __init__(self, name: str, config: TrainConfig, steps: int, folder: Path) -> None:
+        # A process that is forked would have this one's threads and memory.
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        arguments = (name, config, steps, folder, theirs)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.send(False)
+        self._process.join()
+
+    def images_per_s(self) -> float:
+        """Return the images per second of some steps."""
+        self._connection.send(True)
+        speed: float = self._connection.recv()
+        return speed
+
+
+def _serve(
+    name: str, config: TrainConfig, steps: int, folder: Path, connection: Connection
+) -> None:
+    """Answer each true message with the images per second of a loop; false ends it."""
+    torch.set_num_threads(config.threads)
+    context = build_context(config, lambda _: None)
+    turn = (
+        _bare_loop(_BARE[name], context, config, steps)
+        if name in _BARE
+        else partial(_trainer, context, config, steps, folder)
+    )
+    while connection.recv():
+        connection.send(turn())
+
+
 def _batch(context: TrainingContext) -> int:
     return 2 * sketches_per_step(context.division.training, _QUADRUPLETS)
 
 
 def _bare_loop(
-    bare: Bare, context: TrainingContext, size_px: int, steps: int
+    bare: Bare, context: TrainingContext, config: TrainConfig, steps: int
 ) -> Callable[[], float]:
     """Return a function that trains for some steps and returns the images per second."""
-    student = copy.deepcopy(context.student).train()
+    size_px = config.recipe.train_size_px
+    student = context.student.train()
     student.to(memory_format=bare.memory_format)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
     compute, count = choose_compute("cpu", "bf16"), _batch(context)
