@@ -305,8 +305,11 @@ def publish_folder(target: Path) -> Iterator[Path]:
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             fsync_folder(temporary)
-        # Fails, intentionally, if a folder with files has been created at `target`.
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            require_absent(target)  # another export may have made it in the meantime
+            raise
         fsync_folder(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

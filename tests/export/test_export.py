@@ -15,7 +15,14 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from sbtk_export.card import StudentFacts, render_model_card
-from sbtk_export.export import ExportPlan, check_models, export_run, export_student, hash_files
+from sbtk_export.export import (
+    ExportPlan,
+    check_models,
+    export_run,
+    export_student,
+    hash_files,
+    publish_folder,
+)
 from sbtk_export.images import ExportImages
 from sbtk_export.parity import compute_reference
 from sbtk_runtime.bundle import Bundle, onnx_name
@@ -179,6 +186,20 @@ def test_nan_passes_no_limit(
     broken = with_edited_model(bundle, "fp16", tmp_path, scaled_by(float("nan")))
     with pytest.raises(BadModel, match="fp16: smallest cosine nan"):
         check_models(broken, compute_reference(student, samples), samples, ("fp16",), quiet)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_bundle_that_another_export_made_meanwhile_is_kept(
+    tmp_path: Path, is_folder: bool
+) -> None:
+    target = tmp_path / "b"
+    theirs = target / "model.onnx" if is_folder else target
+    with pytest.raises(BadConfig, match="b exists"), publish_folder(target) as folder:
+        (folder / "model.onnx").write_text("ours")
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_text("theirs")
+    assert theirs.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_an_existing_folder_is_not_overwritten(
