@@ -16,6 +16,7 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.conftest import GENERATED
 from tests.browser.visit import DOOR, NO_TOUCH, ROOF, Visit, violations
+from tests.serve_client import ask
 from tests.serve_process import ServeProcess, serving
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_gallery import index
@@ -292,6 +293,14 @@ def test_identical_photos_are_one_card_and_the_viewer_lists_them(
             is_last = str(visit.page.evaluate("location.href")).endswith(f"{visit.ids()[-1]}")
             visit.page.keyboard.press("ArrowLeft" if is_last else "ArrowRight")
             visit.page.wait_for_function("() => document.getElementById('viewer-copies').hidden")
+            # Whichever of them is liked, the chip shows it, and the results need not.
+            listed = ask(served.port, "/v1/photos").json()["photos"]
+            [folded] = [photo for photo in listed if "copies" in photo]
+            for one in (folded, *folded["copies"]):
+                visit.page.goto("about:blank")
+                visit.open(f"/#like={one['id']}")
+                visit.page.wait_for_selector('#results[data-shown="similar"][aria-busy="false"]')
+                assert len(visit.ids()) == 3
 
 
 def test_photos_keep_their_aspect_ratios_in_rows_of_full_width(found: Visit) -> None:

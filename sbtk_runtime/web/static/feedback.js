@@ -42,7 +42,8 @@ export function showFeedback(likes, unlikes, region, findHit) {
 export function withoutFeedback(hits) {
   const { likes, unlikes } = currentState();
   const judged = new Set([...likes, ...unlikes]);
-  return hits.filter(({ id }) => !judged.has(id));
+  // A judged photo may be in the results as a copy of another one.
+  return hits.filter(({ id, copies = [] }) => ![id, ...copies.map((copy) => copy.id)].some((one) => judged.has(one)));
 }
 
 /**
