@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
     from sbtk_runtime.embedding.embedder import Embedder
+
+# Examples take longer on a busy machine.
+settings.register_profile("sbtk", deadline=None)
+settings.load_profile("sbtk")
 
 # A shell that runs its commands in the background lets them ignore Ctrl-C, and nohup a hangup; so
 # would every process that a test interrupts.

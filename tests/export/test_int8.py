@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -251,7 +251,6 @@ def test_a_model_that_can_saturate_is_refused_with_its_layer(bundle: Bundle) -> 
     assert f"two products of {layer.name} can add up to 32,895 (1 of " in caught.value.found
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(-128, 127), min_size=2, max_size=12),
     st.randoms(use_true_random=False),

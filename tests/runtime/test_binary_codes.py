@@ -156,7 +156,7 @@ def test_unsuitable_rows_are_named() -> None:
 
 
 @given(st.integers(1, 7), st.integers(0, 9), st.integers(1, 19), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_hamming_distances_equal_counted_bits(
     queries: int, photos: int, width: int, seed: int
 ) -> None:

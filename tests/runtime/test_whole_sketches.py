@@ -74,7 +74,7 @@ def drawings(draw: st.DrawFn) -> tuple[tuple[int, int], tuple[int, int, int, int
     return (width, height), (left, top, right, bottom)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(drawings())
 def test_a_whole_sketch_keeps_its_place_and_a_cropped_one_fills_the_square(
     drawing: tuple[tuple[int, int], tuple[int, int, int, int]],
@@ -96,7 +96,7 @@ def test_a_whole_sketch_keeps_its_place_and_a_cropped_one_fills_the_square(
         assert abs(found[axis] + found[axis + 2] - SIZE_PX) <= 3
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(drawings(), st.integers(10, 400))
 def test_paper_around_a_drawing_changes_a_whole_sketch_but_not_a_cropped_one(
     drawing: tuple[tuple[int, int], tuple[int, int, int, int]], paper_px: int

@@ -150,7 +150,7 @@ def test_any_order_of_good_and_bad_files_is_streamed_to_its_end(
     bad.write_bytes(b"x")
     runs = st.lists(st.tuples(st.booleans(), st.integers(1, 6 * batch)), min_size=1, max_size=5)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @example(runs=[(False, 4 * batch), (True, 1)])
     @example(runs=[(False, 80), (True, 80)])
     @given(runs=runs)

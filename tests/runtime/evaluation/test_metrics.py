@@ -370,7 +370,7 @@ def test_expected_values_of_a_case_worked_by_hand() -> None:
 
 
 @given(rankings)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_plain_and_voc_ap_equal_straightforward_loops(relevant: NDArray[np.bool_]) -> None:
     found = _rank_listed(relevant)
     np.testing.assert_allclose(average_precision(found), [loop_ap(list(relevant))])
@@ -378,7 +378,7 @@ def test_plain_and_voc_ap_equal_straightforward_loops(relevant: NDArray[np.bool_
 
 
 @given(rankings, st.integers(1, 50), divisors)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_metrics_at_k_equal_straightforward_loops(
     relevant: NDArray[np.bool_], k: int, divisor: Divisor
 ) -> None:
@@ -394,7 +394,7 @@ def test_metrics_at_k_equal_straightforward_loops(
 
 
 @given(tied_lists)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_expected_ap_is_the_mean_over_all_orders_of_equal_scores(
     photos: list[tuple[int, bool]],
 ) -> None:
@@ -408,7 +408,7 @@ def test_expected_ap_is_the_mean_over_all_orders_of_equal_scores(
 
 
 @given(tied_lists, st.integers(1, 8), divisors)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_expected_metrics_at_k_are_means_over_all_orders_of_equal_scores(
     photos: list[tuple[int, bool]], k: int, divisor: Divisor
 ) -> None:
@@ -421,7 +421,7 @@ def test_expected_metrics_at_k_are_means_over_all_orders_of_equal_scores(
 
 
 @given(tied_lists)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_ties_by_index_follow_the_order_of_the_gallery(photos: list[tuple[int, bool]]) -> None:
     scores, relevant = [score for score, _ in photos], [is_hit for _, is_hit in photos]
     order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
@@ -489,7 +489,7 @@ def test_the_envelope_of_shared_places_is_refused() -> None:
 
 
 @given(rankings)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_plain_ap_equals_scikit_learn(relevant: NDArray[np.bool_]) -> None:
     from sklearn.metrics import average_precision_score
 
@@ -500,7 +500,7 @@ def test_plain_ap_equals_scikit_learn(relevant: NDArray[np.bool_]) -> None:
 
 
 @given(rankings, st.integers(1, 50))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_ap_and_precision_equal_torchmetrics(relevant: NDArray[np.bool_], k: int) -> None:
     import torch
     from torchmetrics.functional.retrieval import (
@@ -523,7 +523,7 @@ def test_ap_and_precision_equal_torchmetrics(relevant: NDArray[np.bool_], k: int
 
 
 @given(rankings, st.integers(1, 45))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_rules_are_ordered_and_agree_when_nothing_is_cut(
     relevant: NDArray[np.bool_], k: int
 ) -> None:

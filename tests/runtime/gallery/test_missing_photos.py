@@ -175,7 +175,7 @@ def test_any_sequence_of_absences_embeds_each_photo_once(
     update_gallery(folder, [photos], embedder)
     before, files = answers(folder), embedder.timings.files
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(there=st.sets(st.sampled_from(names), min_size=1))
     def is_kept(there: set[str]) -> None:
         for name in names:

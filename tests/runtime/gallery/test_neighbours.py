@@ -48,7 +48,7 @@ def named(neighbours: Neighbours) -> list[set[int]]:
     return [{row for row in near if row >= 0} for near in neighbours.near.tolist()]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(chosen=st.sets(st.integers(0, 89), min_size=1, max_size=60), seed=st.integers(0, 10_000))
 def test_incremental_neighbours_equal_those_computed_at_once(
     chosen: set[int], seed: int, tmp_path_factory: pytest.TempPathFactory

@@ -113,7 +113,7 @@ def _kept_by_git(folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(top=st.lists(LINES, max_size=5), below=st.lists(LINES, max_size=3))
 def test_patterns_match_as_in_git(
     tmp_path_factory: pytest.TempPathFactory, top: list[str], below: list[str]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -56,7 +56,6 @@ def test_variation_is_a_function_of_its_generator() -> None:
     assert (one != other).any()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(2, 12), min_size=1, max_size=6))
 def test_every_variation_has_ink_and_finite_points(seed: int, corners: list[int]) -> None:
     drawing = strokes(*corners)
@@ -66,7 +65,6 @@ def test_every_variation_has_ink_and_finite_points(seed: int, corners: list[int]
     assert (render_varied(drawing, 48, np.random.default_rng(seed)) < 200).any()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), min_size=1, max_size=60),
     st.floats(0.5, 20),
