@@ -193,10 +193,7 @@ class Catalogue:
         """Return whether there are changes to publish."""
         query = """SELECT EXISTS (SELECT 1 FROM photos
             WHERE ?1 IN (added_in, removed_in, missing_in))"""
-        facts = (
-            *("dates_added_in", "roots_changed_in", "stamps_changed_in"),
-            "shards_changed_in",
-        )
+        facts = ("dates_added_in", "roots_changed_in", "stamps_changed_in", "shards_changed_in")
         is_fact_new = any(self._fact(name, default=-1) == self.generation for name in facts)
         return is_fact_new or bool(self._number(query, (self.generation,)))
 
