@@ -157,8 +157,13 @@ class Visit:
     @contextlib.contextmanager
     def new_hits(self) -> Iterator[None]:
         """Wait, after the body, until its hits are shown and have stopped moving."""
-        begun = self.page.evaluate("performance.now()")
+        begun, before = self.page.evaluate("performance.now()"), len(self.queries)
         yield
+        # Until an opened image is decoded, only recent photos could be shown.
+        end = time.monotonic() + _TIMEOUT_S
+        while len(self.queries) == before:
+            assert time.monotonic() < end, f"no search within {_TIMEOUT_S} s"
+            self.page.wait_for_timeout(20)
         self.wait_until(_HITS_ARE_SHOWN, begun)
 
     def wait_until(self, script: str, argument: object = None) -> None:
