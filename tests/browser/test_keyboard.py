@@ -32,7 +32,8 @@ def test_keys_draw_a_sketch_and_open_a_photo(visit: Visit) -> None:
     keys.press("Escape")
     visit.page.locator("dialog[open]").wait_for(state="detached")
     # The browser moves the focus to the photo that was opened, and the page to the last one.
-    visit.page.locator("#hits a:focus").and_(visit.page.get_by_label(f"{last}, result 3")).wait_for()
+    focused = visit.page.locator("#hits a:focus")
+    focused.and_(visit.page.get_by_label(f"{last}, result 3")).wait_for()
 
     with visit.new_hits():
         keys.press("l")
