@@ -86,7 +86,7 @@ def _assert_page_fits(visit: Visit, width: int, height: int) -> None:
     assert first is not None and first["width"] > 90
     # The first hits are visible without scrolling.
     assert first["y"] < height - 40
-    with visit.new_hits():
+    with visit.new_hits(are_recent=True):
         visit.page.keyboard.press("Control+z")
 
 

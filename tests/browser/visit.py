@@ -155,13 +155,17 @@ class Visit:
         self.page.evaluate("window.dispatchEvent(new Event('online'))")
 
     @contextlib.contextmanager
-    def new_hits(self) -> Iterator[None]:
-        """Wait, after the body, until its hits are shown and have stopped moving."""
+    def new_hits(self, *, are_recent: bool = False) -> Iterator[None]:
+        """Wait, after the body, until its hits are shown and have stopped moving.
+
+        Args:
+            are_recent: they are the recent photos, without a search.
+        """
         begun, before = self.page.evaluate("performance.now()"), len(self.queries)
         yield
-        # Until an opened image is decoded, only recent photos could be shown.
+        # Until an opened image is decoded, recent photos may be shown.
         end = time.monotonic() + _TIMEOUT_S
-        while len(self.queries) == before:
+        while not are_recent and len(self.queries) == before:
             assert time.monotonic() < end, f"no search within {_TIMEOUT_S} s"
             self.page.wait_for_timeout(20)
         self.wait_until(_HITS_ARE_SHOWN, begun)
