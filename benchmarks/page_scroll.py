@@ -30,7 +30,7 @@ _STOPS = 10
 #: Without another photo for so long, the page has stopped.
 _STALLED_S = 60.0
 # Scrolls almost a screen, and returns the position of the last photo on the screen, the number in
-# the document, and that of those without a picture, when all are loaded or have had five seconds.
+# the document, and the number whose thumbnails are not loaded after five seconds.
 _SCROLL = """async () => {
     scrollBy({ top: innerHeight * 0.9, behavior: "instant" });
     const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
@@ -101,7 +101,7 @@ def measure(server: Server, count: int, note: str) -> Result:
         figures={"scroll": found, "screens": screens, "seconds": seconds, "blank": blank},
         notes=[
             f"a gallery of {note}, the most recent first",
-            f"{screens:,} screens in {seconds:.0f} s; {blank:,} photos without a picture after 5 s",
+            f"{screens:,} screens in {seconds:.0f} s; {blank:,} thumbnails not loaded after 5 s",
             f"Chromium {version}, headless, 1,280 x 900, no GPU",
         ],
     )

@@ -308,7 +308,7 @@ def publish_folder(target: Path) -> Iterator[Path]:
         try:
             temporary.rename(target)
         except OSError:
-            require_absent(target)  # another export may have made it in the meantime
+            require_absent(target)  # another export may have made it since
             raise
         fsync_folder(target.parent)
     finally:

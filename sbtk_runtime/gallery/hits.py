@@ -17,6 +17,8 @@ from sbtk_runtime.gallery.folder import path_fields
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
 from sbtk_runtime.manifest import MatchRule
 
+Scores = NDArray[np.float32]
+
 #: x, y, width and height of a part of a photo, each 0 to 1 of the upright photo.
 Box = tuple[float, float, float, float]
 
@@ -125,9 +127,6 @@ def count_compared(photos: int, regions: int, of_photos: int) -> int:
         of_photos: the number of all photos.
     """
     return max(1, photos + round(regions * photos / max(1, of_photos)))
-
-
-Scores = NDArray[np.float32]
 
 
 #: Called with rows `(N,) int64` that turned out to be damaged or missing.

@@ -235,7 +235,7 @@ def test_an_unmounted_disk_loses_no_embeddings(
     assert main(["query", "photos/x.jpg"]) == 1
     assert main(["index", "--list-folders"]) == 0
     assert f"photos (not found): 0 photos, {count} missing" in capsys.readouterr().out
-    # One of its photos has been deleted meanwhile.
+    # One of its photos has been deleted since.
     one = min((workplace / "away").iterdir())
     one.rename(workplace / one.name)
     (workplace / "away").rename(photos)

@@ -189,9 +189,7 @@ def test_nan_passes_no_limit(
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_a_bundle_that_another_export_made_meanwhile_is_kept(
-    tmp_path: Path, is_folder: bool
-) -> None:
+def test_a_bundle_that_another_export_made_first_is_kept(tmp_path: Path, is_folder: bool) -> None:
     target = tmp_path / "b"
     theirs = target / "model.onnx" if is_folder else target
     with pytest.raises(BadConfig, match="b exists"), publish_folder(target) as folder:
