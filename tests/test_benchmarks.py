@@ -1,18 +1,12 @@
-"""Benchmarks measure no model on classes that it was trained on, and reach the end."""
+"""Benchmarks measure no model on classes that it was trained on."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from benchmarks.commands import run
-from tests.tiny import write_photos
 
 
 def test_a_model_is_not_measured_on_classes_that_it_was_trained_on(tmp_path: Path) -> None:
@@ -99,14 +93,3 @@ def test_held_out_sketches_are_those_of_the_models_own_division(tmp_path: Path) 
         assert found is not None
         assert found.held_out.sketches == division.held_out.sketches
         assert own_division(data, tmp_path, "SK-YE", 1) is None
-
-
-@pytest.mark.browser
-def test_the_page_is_scrolled_to_the_last_photo(tmp_path: Path) -> None:
-    if shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium")) is None:
-        pytest.skip("there is no chromium: 'make test-browser' installs it")
-    write_photos(tmp_path / "photos", 60)
-    command = ["-m", "benchmarks.page_scroll", "--photos", f"{tmp_path / 'photos'}", "--json"]
-    found = json.loads(run([sys.executable, *command, "--count", "60"]))["figures"]
-    assert found["scroll"][-1]["photo"] == 60
-    assert found["blank"] == 0
