@@ -162,16 +162,21 @@ def build_plan(
         # Before any object of TensorRT exists: without a driver some of its libraries crash.
         device = find_device("cuda")
     build = _Build(trt, model, settings, timing_cache, device)
-    worker = threading.Thread(target=build.run, name="sbtk plan build", daemon=True)
+    # The interpreter waits for it at its end, too: TensorRT aborts the process if its thread loses
+    # the interpreter in a callback.
+    worker = threading.Thread(target=build.run, name="sbtk plan build")
     worker.start()
     try:
-        while worker.is_alive():
-            worker.join(_TICK_S)
+        # Not Thread.join: Python 3.11 takes a thread for ended once a signal interrupts that.
+        while not build.ended.wait(_TICK_S):
             progress(build.watch.progress())
+        progress(build.watch.progress())
     except BaseException:
         build.watch.cancel()
-        worker.join()
         raise
+    finally:
+        build.ended.wait()
+        worker.join()
     return build.result()
 
 
@@ -195,6 +200,7 @@ class _Build:
         self._built: BuiltPlan | None = None
         self._problem: BaseException | None = None
         self.watch = BuildWatch()
+        self.ended = threading.Event()
 
     def run(self) -> None:
         """Build; leave the plan or the problem for `result`."""
@@ -205,6 +211,8 @@ class _Build:
             # finds the frames of the traceback.
             traceback.clear_frames(problem.__traceback__)
             self._problem = problem
+        finally:
+            self.ended.set()
 
     def result(self) -> BuiltPlan:
         """Return the plan, or raise what `run` caught; call it after `run`."""

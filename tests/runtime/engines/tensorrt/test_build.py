@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import onnx
 import pytest
@@ -151,6 +152,24 @@ def test_an_interruption_ends_the_build_and_is_raised(
     assert not [thread for thread in threading.enumerate() if "plan build" in thread.name]
     # And the next build goes through.
     assert _built(rtx, tiny_model()).plan
+
+
+def test_a_signal_during_the_wait_ends_the_build_before_it_is_raised(rtx: TensorRt) -> None:
+    """Otherwise TensorRT's thread aborts the process if that ends while the thread still builds."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    onnx_bytes = Bundle.open("sbtknet-sketchy").read_onnx("fp16", "tensorrt")
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        # Between two looks at the progress, and while the build takes seconds.
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            build_plan(rtx, onnx_bytes, SETTINGS)
+        assert not [thread for thread in threading.enumerate() if "plan build" in thread.name]
+    finally:
+        signal.signal(signal.SIGALRM, handler)
 
 
 def test_damaged_files_never_reach_the_builder() -> None:
