@@ -20,7 +20,7 @@ from sbtk_runtime.errors import BadImage
 from sbtk_runtime.gallery.catalogue import Failure, exactly
 from sbtk_runtime.gallery.photo_filter import below
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
-from sbtk_runtime.gallery.walk import Found, Skipped
+from sbtk_runtime.gallery.walk import Found, Repeated, Skipped
 from sbtk_runtime.gallery.writer import Catalogue, Stamps
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import PREPROCESSING
@@ -123,7 +123,7 @@ class Changes:
         self,
         catalogue: Catalogue,
         roots: Sequence[str],
-        items: Iterator[Found | Skipped],
+        items: Iterator[Found | Skipped | Repeated],
         *,
         checksum: bool = False,
     ) -> None:
@@ -279,7 +279,7 @@ class Changes:
                 "INSERT OR REPLACE INTO failures (path, reason) SELECT path, reason FROM skipped"
             )
 
-    def _take(self, items: Sequence[Found | Skipped]) -> None:
+    def _take(self, items: Sequence[Found | Skipped | Repeated]) -> None:
         found = [(os.fsencode(item.path), *item[1:]) for item in items if isinstance(item, Found)]
         query = "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)"
         try:
@@ -287,7 +287,9 @@ class Changes:
         except OverflowError:  # SQLite's integers have 64 bits
             self._connection.executemany(query, map(_storable_numbers, found))
         for item in items:
-            if isinstance(item, Skipped):
+            if isinstance(item, Repeated):
+                self._hide_or_root("hidden", item.path)
+            elif isinstance(item, Skipped):
                 self._connection.execute(
                     "INSERT OR REPLACE INTO skipped VALUES (?, ?)",
                     (os.fsencode(item.path), _storable(item.reason)),

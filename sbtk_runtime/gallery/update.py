@@ -61,6 +61,7 @@ from sbtk_runtime.gallery.walk import (
     LeftOut,
     LeftOutCount,
     LeftOutTally,
+    Repeated,
     Skipped,
     absolute_roots,
     refuse_nothing,
@@ -449,7 +450,7 @@ class _Update:
         now = asdict(self._embedder.timings)
         return {name: now[name] - before for name, before in self._timings_before.items()}
 
-    def _walk(self) -> Iterator[Found | Skipped]:
+    def _walk(self) -> Iterator[Found | Skipped | Repeated]:
         gallery = os.path.abspath(self._folder)  # noqa: PTH100
         items = walk(self._roots, self._rules, self._known_roots, gallery)
         for count, item in enumerate(items, start=1):
@@ -459,6 +460,12 @@ class _Update:
                 self._left_out.add(item)
             elif isinstance(item, Followed):
                 self._followed.append(item.path)
+            elif isinstance(item, Repeated):
+                self._notices.append(
+                    f"{printable_name(item.path)} was walked by another path: its photos are "
+                    "indexed once"
+                )
+                yield item
             elif self._is_of_other_shard(item):
                 self._other_shards += 1
             else:

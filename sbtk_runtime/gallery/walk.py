@@ -76,7 +76,14 @@ class Followed:
     path: str
 
 
-Item = Found | Skipped | LeftOut | Followed
+@dataclass(frozen=True)
+class Repeated:
+    """A root that is a folder which the walk has entered under another path, as a link may be."""
+
+    path: str
+
+
+Item = Found | Skipped | LeftOut | Followed | Repeated
 
 
 def absolute_roots(roots: Sequence[Path]) -> list[str]:
@@ -163,7 +170,9 @@ class _Walk:
                 yield status
             elif not stat.S_ISDIR(status.st_mode):
                 yield self._root_file(root, status)
-            elif self._is_new(_key(status)):
+            elif not self._is_new(_key(status)):
+                yield Repeated(root)
+            else:
                 try:
                     folder = self._root_folder(root)
                 except _BadIgnoreFile as problem:
@@ -542,7 +551,7 @@ def refuse_nothing(
             return
         if isinstance(item, LeftOut):
             tally.add(item)
-        elif not isinstance(item, Followed):
+        elif not isinstance(item, Followed | Repeated):
             skipped.append(item)
     counts = tally.counts()
     if may_be_empty and all(count.why != Why.EXCLUDED for count in counts):

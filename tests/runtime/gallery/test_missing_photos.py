@@ -107,6 +107,26 @@ def test_an_emptied_folder_gives_a_warning_and_a_deleted_photo_none(
     assert update_gallery(folder, [photos], embedder).warnings == (warning,)
 
 
+@pytest.mark.parametrize("named", [["real", "link"], ["link", "real"], ["real", "link/sub"]])
+def test_a_folder_that_is_named_twice_is_not_a_missing_disk(
+    tmp_path: Path, embedder: Embedder, named: list[str]
+) -> None:
+    folder, real, link = tmp_path / "g.sbtk", tmp_path / "real", tmp_path / "link"
+    write_photos(real, 3)
+    write_photos(real / "sub", 2, seed=1)
+    link.symlink_to(real)
+    roots = [tmp_path / name for name in named]
+    for new in (5, 0):
+        report = update_gallery(folder, roots, embedder)
+        assert (report.new, report.live, report.missing, report.warnings) == (new, 5, 0, ())
+        assert [str(roots[1]) in text for text in report.notices] == [True]
+    # Photos that the gallery has by both paths stay.
+    live = update_gallery(folder, roots[1:], embedder).live
+    report = update_gallery(folder, roots, embedder)
+    assert (report.missing, report.warnings, report.live) == (0, (), live)
+    assert verify_gallery(folder).is_good
+
+
 def test_a_missing_photo_is_found_elsewhere_by_its_bytes(
     tmp_path: Path, embedder: Embedder
 ) -> None:
