@@ -21,6 +21,10 @@ sbtk index photos/ --shard 1/2 --gallery a.sbtk     on one machine
 sbtk index photos/ --shard 2/2 --gallery b.sbtk     on another
 sbtk merge a.sbtk b.sbtk --gallery all.sbtk
 """
+_SEVERAL = (
+    ". A folder that machines index by different paths counts as several: mount it at the same "
+    "path everywhere, or push the shards to a database"
+)
 
 
 @click.command(help=_HELP)
@@ -46,9 +50,11 @@ def command(galleries: tuple[Path, ...], gallery: Path, as_json: bool, quiet: bo
     if report.absent_shards:
         shown = ", ".join(report.absent_shards[:10])
         more = len(report.absent_shards) - 10
+        folders = {text.partition(" of ")[2] for text in report.absent_shards}
         output.notice(
             f"Warning: no gallery holds {'shard' if len(report.absent_shards) == 1 else 'shards'} "
             f"{shown}{f' and {more:,} more' if more > 0 else ''}: their photos are not searchable"
+            f"{_SEVERAL if len(folders) > 1 else ''}"
         )
     if as_json:
         output.answer_json({"gallery": printable_name(gallery), **asdict(report)})

@@ -358,10 +358,10 @@ class CatalogueView:
             query, lambda path, reason, *stamps: Failure(blob(path), text(reason), *stamps)
         )
 
-    def shards(self) -> frozenset[PhotoShard]:
-        """Return the shards whose photos a merged gallery holds."""
-        found = self._select("SELECT value FROM facts WHERE name = 'shards'", text)
-        return frozenset(map(PhotoShard.parse, next(found, "").split()))
+    def shards(self) -> dict[bytes, frozenset[PhotoShard]]:
+        """Return the shards whose photos a merged gallery holds, by the folder they are of."""
+        found = self._select("SELECT value FROM facts WHERE name = 'shards'", _shards)
+        return next(found, {})
 
     def rules(self) -> WalkRules:
         """Return the rules of the walk."""
@@ -483,6 +483,16 @@ def _photo(*columns: object) -> Photo:
         None if ctime_ns is None else integer(ctime_ns),
         None if inode is None else integer(inode),
     )
+
+
+def _shards(value: object) -> dict[bytes, frozenset[PhotoShard]]:
+    content = text(value)
+    if not content.startswith("{"):  # merged by an older version, which did not tell folders apart
+        return {b"/": frozenset(map(PhotoShard.parse, content.split()))} if content else {}
+    return {
+        os.fsencode(folder): frozenset(map(PhotoShard.parse, names))
+        for folder, names in json.loads(content).items()
+    }
 
 
 def _entry(

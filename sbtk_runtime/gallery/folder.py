@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -480,6 +480,12 @@ def roots_above(path: bytes, roots: Collection[bytes]) -> list[bytes]:
         if parent == path:
             return found
         path = parent
+
+
+def outermost(roots: Iterable[bytes]) -> list[bytes]:
+    """Return the absolute `roots` that lie below no other one, sorted; `/` if there are none."""
+    known = frozenset(roots)
+    return sorted({roots_above(root, known)[-1] for root in known}) or [b"/"]
 
 
 def relative_path(path: bytes, root: bytes) -> bytes:

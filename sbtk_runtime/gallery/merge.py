@@ -22,6 +22,12 @@ from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.errors import BadConfig, BadGallery, ModelMismatch
 from sbtk_runtime.files import WriterLock, printable_name, remove_stale_temporaries
 from sbtk_runtime.gallery.catalogue import Embedding, Failure, Origin
+from sbtk_runtime.gallery.divisions import (
+    Holding,
+    absent_shards,
+    require_one_division,
+    united,
+)
 from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
     Generation,
@@ -40,7 +46,7 @@ from sbtk_runtime.gallery.rows import CodeShards, RowBytes, Vectors
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
 from sbtk_runtime.gallery.walk_rules import WalkRules
 from sbtk_runtime.gallery.writer import Catalogue
-from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, PhotoShard
+from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 
 #: Called with the number of photos done and their total.
 Progress = Callable[[int, int], None]
@@ -106,7 +112,8 @@ class MergeReport:
         unreadable: files that could not be read when they were indexed.
         live: searchable photos of the merged gallery.
         damaged_regions: photos that are there without regions because one of these is damaged.
-        absent_shards: shards that none of the galleries holds, such as "2/4".
+        absent_shards: shards of folders that none of the galleries holds, such as
+            "2/4 of /photos".
         seconds: the duration.
         notices: sentences for the user.
     """
@@ -207,7 +214,7 @@ class _Merge:
         # So many rows, too.
         self._regions_every = max(1, commit_every // (catalogue.region_count() or 1))
         self._rules: list[WalkRules] = []
-        self._shards: set[PhotoShard] = set()
+        self._holdings: list[Holding] = []
         self._done = 0
         self.total = self.copied = self.damaged = self.conflicts = self.missing = 0
         self.damaged_regions = 0
@@ -221,8 +228,7 @@ class _Merge:
             view = generation.view
             self._catalogue.record_roots(view.roots())
             self._rules.append(view.rules())
-            shard = generation.manifest.shard
-            self._shards |= view.shards() if shard is None else {shard}
+            self._holdings.append(Holding.of(generation.manifest, view))
             self.missing += sum(1 for _ in view.paths(missing=True))
             with catalogue_errors(self._catalogue.path), transaction(self._connection):
                 for entry in view.entries():
@@ -258,14 +264,12 @@ class _Merge:
                 "taken over"
             )
         self._catalogue.record_rules(rules)
-        self._catalogue.record_shards(self._shards)
+        self._catalogue.record_shards(united(self._holdings).divided)
         return removed
 
     def absent_shards(self) -> tuple[str, ...]:
-        """Return the shards that none of the galleries holds, of each division."""
-        counts = sorted({shard.count for shard in self._shards})
-        every = (PhotoShard(index, count) for count in counts for index in range(1, count + 1))
-        return tuple(str(shard) for shard in every if shard not in self._shards)
+        """Return the shards of folders that none of the galleries holds."""
+        return absent_shards(united(self._holdings))
 
     def wanted(self) -> int:
         """Return the number of photos that the galleries hold, each path once."""
@@ -397,25 +401,8 @@ def _common_origin(
                 f"sbtk index PHOTOS --regions {count} --gallery {_quote(other)}"
                 f"{'' if None in counts else ' of a new name'}",
             )
-    _require_one_division(sources, manifests)
-    itq = _common_itq(sources) if first.bits is not None else None
+    itq = _examined(sources, are_codes=first.bits is not None)
     return Origin(first.model_id, first.precision, first.dim, first.preprocessing, first.bits), itq
-
-
-def _require_one_division(sources: Sequence[Path], manifests: Sequence[GalleryManifest]) -> None:
-    shards = [
-        (source, manifest.shard)
-        for source, manifest in zip(sources, manifests, strict=True)
-        if manifest.shard is not None
-    ]
-    for source, shard in shards:
-        if shard.count != shards[0][1].count:
-            raise BadGallery(
-                f"{printable_name(shards[0][0])} is shard {shards[0][1]}, {printable_name(source)} "
-                f"is shard {shard}",
-                "shards of one division: photos would be missing, and others be there twice",
-                f"index again with --shard I/{shards[0][1].count}",
-            )
 
 
 def _require_same(source: Path, before: GalleryManifest, now: GalleryManifest) -> None:
@@ -434,18 +421,23 @@ def _require_same(source: Path, before: GalleryManifest, now: GalleryManifest) -
         )
 
 
-def _common_itq(sources: Sequence[Path]) -> Itq:
-    itqs = []
+def _examined(sources: Sequence[Path], *, are_codes: bool) -> Itq | None:
+    """Check that the galleries hold shards of one division, and codes of one projection."""
+    holdings, itqs = [], []
     for source in sources:
-        with closing(open_published(source, no_notify)[1]) as view:
-            itqs.append(view.itq())
-        if itqs[-1].to_bytes() != itqs[0].to_bytes():
+        manifest, opened = open_published(source, no_notify)
+        with closing(opened) as view:
+            holdings.append(Holding.of(manifest, view))
+            itqs += [view.itq()] if are_codes else []
+    require_one_division(sources, holdings)
+    for source, itq in zip(sources, itqs, strict=False):
+        if itq.to_bytes() != itqs[0].to_bytes():
             raise BadGallery(
                 f"the codes of {printable_name(sources[0])} and {printable_name(source)} were made "
                 "by different projections",
                 "codes of one model bundle",
             )
-    return itqs[0]
+    return itqs[0] if itqs else None
 
 
 def _claim(

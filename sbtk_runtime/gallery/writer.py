@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
@@ -141,12 +143,13 @@ class Catalogue:
         """Return whether `mark` recorded a fact."""
         return bool(self._fact(name))
 
-    def record_shards(self, shards: Iterable[PhotoShard]) -> None:
-        """Record the shards whose photos a merged gallery holds."""
-        known = " ".join(sorted(map(str, shards)))
+    def record_shards(self, shards: Mapping[bytes, Iterable[PhotoShard]]) -> None:
+        """Record the shards whose photos a merged gallery holds, by the folder they are of."""
+        listed = {os.fsdecode(folder): sorted(map(str, held)) for folder, held in shards.items()}
+        known = json.dumps(listed, sort_keys=True)
         with self._transaction():
             before = self.connection.execute("SELECT value FROM facts WHERE name = 'shards'")
-            if (before.fetchone() or ("",))[0] != known:
+            if (before.fetchone() or ("{}",))[0] != known:
                 self._set_fact("shards", known)
                 self._set_fact("shards_changed_in", self.generation)
 

@@ -41,7 +41,19 @@ def test_shards_are_indexed_and_merged(place: Path, capsys: pytest.CaptureFixtur
     report = json.loads(capsys.readouterr().out)
     assert (report["copied"], report["live"], report["gallery"]) == (0, 9, "all.sbtk")
     assert main(["merge", names[0], "--gallery", "part.sbtk"]) == 3
-    assert "no gallery holds shards 2/3, 3/3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"no gallery holds shards 2/3 of {place}/photos, 3/3 of {place}/photos: " in error
+    assert "different paths" not in error
+    write_photos(place / "others", 9, seed=1)
+    words = ["--model", "tiny", "--threads", "1", "--shard", "2/3", "--gallery", "other.sbtk"]
+    assert main(["index", "others", *words]) == 0
+    assert main(["merge", *names, "other.sbtk", "--gallery", "all.sbtk"]) == 3
+    error = capsys.readouterr().err
+    assert f"1/3 of {place}/others, 3/3 of {place}/others: " in error
+    assert main(["merge", names[0], "other.sbtk", "--gallery", "all.sbtk"]) == 3
+    assert "A folder that machines index by different paths counts as several" in (
+        capsys.readouterr().err
+    )
 
 
 def test_usage_errors_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

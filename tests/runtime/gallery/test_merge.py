@@ -13,7 +13,7 @@ import pytest
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import no_notify
 from sbtk_runtime.errors import BadConfig, BadGallery, ModelMismatch, SbtkError
-from sbtk_runtime.files import WriterLock
+from sbtk_runtime.files import WriterLock, printable_name
 from sbtk_runtime.gallery.folder import LOCK_NAME, VECTORS_NAME, open_rows
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.merge import merge_galleries
@@ -206,10 +206,11 @@ def test_dates_that_were_read_after_a_merge_are_copied(tmp_path: Path) -> None:
 def test_missing_shards_are_named(tmp_path: Path, photos: Path, embedder: Embedder) -> None:
     shards = shards_of(tmp_path, photos, embedder, 4)
     report = merge_galleries([shards[0], shards[2]], tmp_path / "all.sbtk")
-    assert report.absent_shards == ("2/4", "4/4")
+    absent = (f"2/4 of {photos}", f"4/4 of {photos}")
+    assert report.absent_shards == absent
     # A merged gallery stands for its shards in a further merge, whether or not these have photos.
     names = [tmp_path / name for name in ("all.sbtk", "further.sbtk")]
-    assert merge_galleries([names[0]], names[1]).absent_shards == ("2/4", "4/4")
+    assert merge_galleries([names[0]], names[1]).absent_shards == absent
     report = merge_galleries([names[0], shards[1], shards[3]], names[1])
     assert (report.absent_shards, report.live) == ((), 22)
 
@@ -233,6 +234,43 @@ def test_shards_of_other_divisions_are_refused(
     two, three = (shards_of(tmp_path, photos, embedder, count) for count in (2, 3))
     with pytest.raises(BadGallery, match=r"is shard 1/2, .* is shard 2/3"):
         merge_galleries([two[0], three[1]], tmp_path / "all.sbtk")
+    assert not (tmp_path / "all.sbtk").exists()
+    merge_galleries(two, tmp_path / "all.sbtk")
+    with pytest.raises(BadGallery, match=r"all\.sbtk holds shard 1/2, .* is shard 2/3"):
+        merge_galleries([tmp_path / "all.sbtk", three[1]], tmp_path / "further.sbtk")
+
+
+def test_shards_of_other_folders_do_not_replace_missing_ones(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    other = tmp_path / "caf\udce9"
+    write_photos(other, 9, seed=3)
+    (tmp_path / "b").mkdir()
+    ours, theirs = (
+        shards_of(folder, place, embedder, 2)
+        for folder, place in ((tmp_path, photos), (tmp_path / "b", other))
+    )
+    merged, further = tmp_path / "all.sbtk", tmp_path / "further.sbtk"
+    shown = printable_name(other)
+    absent = (f"1/2 of {shown}", f"2/2 of {photos}")
+    assert merge_galleries([ours[0], theirs[1]], merged).absent_shards == absent
+    assert merge_galleries([merged], further).absent_shards == absent
+    report = merge_galleries([merged, ours[1]], further)
+    assert report.absent_shards == (f"1/2 of {shown}",)
+    assert merge_galleries([*ours, *theirs], further).absent_shards == ()
+    # A gallery of the whole folder, or of one above it, has all of its shards.
+    update_gallery(tmp_path / "whole.sbtk", [tmp_path], embedder)
+    assert not merge_galleries([ours[0], tmp_path / "whole.sbtk"], merged).absent_shards
+
+
+def test_a_shard_that_is_named_twice_is_refused(
+    tmp_path: Path, photos: Path, embedder: Embedder
+) -> None:
+    one, two = shards_of(tmp_path, photos, embedder, 2)
+    copy = tmp_path / "copy.sbtk"
+    shutil.copytree(one, copy)
+    with pytest.raises(BadGallery, match=r"2\.sbtk and .*copy\.sbtk are both shard 1/2 of /"):
+        merge_galleries([one, two, copy], tmp_path / "all.sbtk")
     assert not (tmp_path / "all.sbtk").exists()
 
 
