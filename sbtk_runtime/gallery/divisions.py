@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +61,15 @@ def absent_shards(holding: Holding) -> tuple[str, ...]:
     """Return the shards that are missing, such as "2/4 of /photos"."""
     found = []
     for folder, held in sorted(holding.divided.items()):
-        counts = sorted({shard.count for shard in held})
-        every = (PhotoShard(index, count) for count in counts for index in range(1, count + 1))
-        found += [f"{shard} of {printable_name(folder)}" for shard in every if shard not in held]
+        found += [f"{shard} of {printable_name(folder)}" for shard in other_shards(held)]
     return tuple(found)
+
+
+def other_shards(held: Collection[PhotoShard]) -> list[PhotoShard]:
+    """Return the shards of the same divisions that are not there."""
+    counts = sorted({shard.count for shard in held})
+    every = (PhotoShard(index, count) for count in counts for index in range(1, count + 1))
+    return [shard for shard in every if shard not in held]
 
 
 def require_one_division(sources: Sequence[Path], holdings: Sequence[Holding]) -> None:
@@ -76,7 +81,7 @@ def require_one_division(sources: Sequence[Path], holdings: Sequence[Holding]) -
     divided = [
         (f"{printable_name(source)} {'is' if holding.shard else 'holds'} shard {shard}", shard)
         for source, holding in zip(sources, holdings, strict=True)
-        for shard in sorted(frozenset().union(*holding.divided.values()), key=str)
+        for shard in sorted({one for held in holding.divided.values() for one in held}, key=str)
     ]
     for text, shard in divided:
         first_text, first = divided[0]

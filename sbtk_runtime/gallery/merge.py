@@ -423,12 +423,14 @@ def _require_same(source: Path, before: GalleryManifest, now: GalleryManifest) -
 
 def _examined(sources: Sequence[Path], *, are_codes: bool) -> Itq | None:
     """Check that the galleries hold shards of one division, and codes of one projection."""
-    holdings, itqs = [], []
+    holdings: list[Holding] = []
+    itqs: list[Itq] = []
     for source in sources:
         manifest, opened = open_published(source, no_notify)
         with closing(opened) as view:
             holdings.append(Holding.of(manifest, view))
-            itqs += [view.itq()] if are_codes else []
+            if are_codes:
+                itqs.append(view.itq())
     require_one_division(sources, holdings)
     for source, itq in zip(sources, itqs, strict=False):
         if itq.to_bytes() != itqs[0].to_bytes():

@@ -7,6 +7,7 @@ again changes nothing. Only photos of the gallery's own sources and shard are de
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import sqlite3
 import tempfile
@@ -23,7 +24,14 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.folder import Generation, open_generation, relative_path, roots_above
+from sbtk_runtime.gallery.divisions import Holding, absent_shards
+from sbtk_runtime.gallery.folder import (
+    Generation,
+    open_generation,
+    outermost,
+    relative_path,
+    roots_above,
+)
 from sbtk_runtime.gallery.photo_filter import ALL_PHOTOS
 from sbtk_runtime.gallery.remote import (
     MOST_FOLDERS,
@@ -37,8 +45,10 @@ from sbtk_runtime.gallery.remote import (
     RemoteWriter,
     escape_path,
     photo_id,
+    same_source,
 )
 from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.sources import Source, list_sources
 
 #: Called with the number of photos done and their total.
 Progress = Callable[[int, int], None]
@@ -133,7 +143,12 @@ def push_gallery(
         if undated:
             text = f"the dates of {undated:,} photos were not read yet: run 'sbtk index', then push"
             notices.append(f"{text} again")
-        notices += _others_notice(store, set(sources.values()))
+        notices += _source_notices(store, set(sources.values()))
+        if manifest.shard is None and (absent := absent_shards(Holding.of(manifest, view))):
+            notices.append(
+                f"the gallery was merged without shards {', '.join(absent[:10])}"
+                f"{', ...' if len(absent) > 10 else ''}: the collection does not have their photos"
+            )
         return PushReport(
             pushed=totals["pushed"],
             unchanged=totals["unchanged"],
@@ -148,20 +163,33 @@ def push_gallery(
         )
 
 
-def _others_notice(store: RemoteStore, pushed: set[str]) -> list[str]:
-    """Return the notice of other sources: one that was renamed or forgotten is still found."""
-    with closing(store.reader()) as reader:
-        parts = reader.state().parts
-    photos: Counter[str] = Counter()
-    for part in parts:
-        if part.source not in pushed:
-            photos[part.source] += part.photos
-    photos = +photos
-    if not photos:
-        return []
-    shown = [f"{count:,} of {printable_name(name)}" for name, count in photos.most_common(5)]
-    more = f" and {len(photos) - 5:,} more" if len(photos) > 5 else ""
-    return [f"photos of other sources stay there: {', '.join(shown)}{more}"]
+def _source_notices(store: RemoteStore, pushed: set[str]) -> list[str]:
+    """Return the notices of other sources, which are still found, and of shards that are absent."""
+    own: list[Source] = []
+    others: list[Source] = []
+    for source in list_sources(store):
+        (own if source.name in pushed else others).append(source)
+    notices = []
+    for source in own:
+        if source.absent_shards:
+            shown = ", ".join(source.absent_shards[:10])
+            more = f" and {len(source.absent_shards) - 10:,} more"
+            notices.append(
+                f"of {printable_name(source.name)}, shards that were not pushed yet: {shown}"
+                f"{more if len(source.absent_shards) > 10 else ''}"
+            )
+    others = sorted((one for one in others if one.photos), key=lambda one: -one.photos)
+    if others:
+        shown = ", ".join(f"{one.photos:,} of {printable_name(one.name)}" for one in others[:5])
+        more = f" and {len(others) - 5:,} more" if len(others) > 5 else ""
+        notices.append(f"photos of other sources stay there: {shown}{more}")
+    for one in others:
+        if same_source(one.name) in pushed:
+            notices.append(
+                f"an older sbtk pushed {printable_name(one.name)} in another form of Unicode: "
+                f"sbtk push --remove-source {shlex.quote(one.name)} --at URL removes it"
+            )
+    return notices
 
 
 def source_names(
@@ -173,28 +201,28 @@ def source_names(
         BadConfig: one name for several roots, a name for none of them, one name twice, or one that
             is too long or has characters that cannot be printed.
     """
-    known = set(roots)
-    outermost = sorted({roots_above(root, known)[-1] for root in known}) or [b"/"]
+    folders = outermost(roots)
     if isinstance(names, str):
-        if len(outermost) > 1:
-            shown = ", ".join(printable_name(root) for root in outermost)
+        if len(folders) > 1:
+            shown = _listed(folders)
             raise BadConfig(
-                f"the gallery has {len(outermost)} folders ({shown}), and one name was given",
+                f"the gallery has {len(folders)} folders ({shown}), and one name was given",
                 "a name for each",
-                "--source NAME=FOLDER, once for each folder; 'sbtk index --forget FOLDER' drops "
-                "one that has moved",
+                "--source NAME=FOLDER, once for each folder; or index the folder above all of "
+                "them, or drop one that has moved with 'sbtk index --forget FOLDER'",
             )
-        names = {os.fsdecode(outermost[0]): names}
+        names = {os.fsdecode(folders[0]): names}
     names = names or {}
     for folder in names:
-        if os.fsencode(folder) not in outermost:
+        if os.fsencode(folder) not in folders:
             raise BadConfig(
                 f"the gallery has no folder {printable_name(folder)}",
-                " or ".join(printable_name(root) for root in outermost),
+                f"one of: {_listed(folders)}",
             )
     host = socket.gethostname()
     found = {
-        root: names.get(os.fsdecode(root), f"{host}:{escape_path(root)}") for root in outermost
+        root: same_source(names.get(os.fsdecode(root), f"{host}:{escape_path(root)}"))
+        for root in folders
     }
     for name in found.values():
         if not 0 < len(name) <= _LONGEST_SOURCE or not name.isprintable() or "=" in name:
@@ -206,6 +234,11 @@ def source_names(
     if len(set(found.values())) < len(found):
         raise BadConfig("two folders have one name", "a name for each", "--source NAME=FOLDER")
     return found
+
+
+def _listed(folders: list[bytes]) -> str:
+    shown = ", ".join(map(printable_name, folders[:5]))
+    return f"{shown}, and {len(folders) - 5:,} more" if len(folders) > 5 else shown
 
 
 class _Push:

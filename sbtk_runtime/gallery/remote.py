@@ -12,6 +12,7 @@ import hashlib
 import random
 import re
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -302,6 +303,9 @@ class RemoteStore(Protocol):
     def publish(self, part: Part, notify: Notify) -> None:
         """Record what a push has left, and build the index where one is due."""
 
+    def forget(self, source: str, notify: Notify) -> None:
+        """Record that nothing is left of a source; the caller has deleted its photos."""
+
 
 def open_store(url: str, *, patience_s: float = 5.0) -> RemoteStore:
     """Return the collection at a URL; nothing is connected yet.
@@ -356,6 +360,11 @@ def photo_id(source: str, relative_path: bytes) -> int:
     """Return the id of a photo: 63 bits of a hash of its source and its path, at least 1."""
     digest = hashlib.sha256(source.encode() + b"\0" + relative_path).digest()
     return max(1, int.from_bytes(digest[:8], "big") >> 1)
+
+
+def same_source(name: str) -> str:
+    """Return a source's name in the one form of Unicode in which all machines write it (NFC)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def escape_path(path: bytes) -> str:

@@ -97,14 +97,7 @@ class RemoteGallery(Queries):
         self._lock = threading.Lock()
         self._state = reader.state()
         self._read_s = time.monotonic()
-        known = {part.source for part in self._state.parts}
-        self._mounts = Mounts(photos or {})
-        for source in self._mounts.folders:
-            if source not in known:
-                names = ", ".join(sorted(known)[:10]) or "none"
-                raise BadConfig(
-                    f"{name} has no source {printable_name(source)}", f"one of: {names}"
-                )
+        self._mounts = Mounts.of(photos or {}, {part.source for part in self._state.parts}, name)
 
     @classmethod
     def open(

@@ -143,9 +143,30 @@ class MilvusStore:
                     documents.delete("part", name)
             name = f"{part.shard}/{part.source}"
             documents.write("part", name, _document_of(part, pushes))
-            # Who reads without waiting sees from now on what was written.
-            for collection in (documents.collection, self._address.collection):
-                connection.count(collection, "", consistency="Strong")
+            self._show_all(connection)
+
+    def forget(self, source: str, notify: Notify) -> None:
+        """Record that nothing is left of a source."""
+        with contextlib.closing(self._connect(notify)) as connection:
+            documents = Documents(connection)
+            parts = {
+                name: document
+                for name, document in documents.read("part", consistency="Strong").items()
+                if document["source"] == source
+            }
+            # The generation must grow, also if this is killed in between.
+            before = documents.read("forgotten", consistency="Strong").get(source, {"pushes": 0})
+            pushes = before["pushes"] + sum(part["pushes"] for part in parts.values()) + 1
+            documents.write("forgotten", source, {"pushes": pushes})
+            for name in parts:
+                documents.delete("part", name)
+            self._show_all(connection)
+
+    def _show_all(self, connection: MilvusConnection) -> None:
+        """Let those who read without waiting see from now on what was written."""
+        photos = self._address.collection
+        for collection in (Documents(connection).collection, photos):
+            connection.count(collection, "", consistency="Strong")
 
     def _connect(self, notify: Notify | None = None) -> MilvusConnection:
         return MilvusConnection(self._address, self._patience_s, notify)
@@ -512,9 +533,10 @@ def _state(documents: Documents, *, consistency: str = "Bounded") -> RemoteState
         regions=found["regions"],
     )
     parts = documents.read("part", consistency=consistency)
+    forgotten = documents.read("forgotten", consistency=consistency)
     return RemoteState(
         info,
-        sum(part["pushes"] for part in parts.values()),
+        sum(one["pushes"] for one in (*parts.values(), *forgotten.values())),
         tuple(_part_of(parts[name]) for name in sorted(parts)),
     )
 

@@ -113,9 +113,16 @@ class PostgresStore:
         finally:
             publisher.close()
 
+    def forget(self, source: str, notify: Notify) -> None:
+        """Record that nothing is left of a source."""
+        with contextlib.closing(Session(self._address, self._patience_s, notify)) as session:
+            session.run(lambda connection: _forget(connection, self._names, source))
+
 
 class _Reading(Session):
     """A connection on which no answer is waited for longer than `ANSWER_S`."""
+
+    limit_s = ANSWER_S + 5  # the server says so itself before that, unless it stands still
 
     def on_connect(self, connection: Connection) -> None:
         connection.execute(f"SET statement_timeout = '{ANSWER_S}s'")
@@ -362,6 +369,11 @@ def _record(connection: Connection, names: Names, part: Part) -> None:
             ).format(names.parts),
             (part.regions, part.region_mean.astype("<f4").tobytes(), part.source, str(part.shard)),
         )
+    connection.execute(sql.SQL("UPDATE {} SET generation = generation + 1").format(names.info))
+
+
+def _forget(connection: Connection, names: Names, source: str) -> None:
+    connection.execute(sql.SQL("DELETE FROM {} WHERE source = %s").format(names.parts), (source,))
     connection.execute(sql.SQL("UPDATE {} SET generation = generation + 1").format(names.info))
 
 

@@ -171,6 +171,7 @@ def test_sources_are_named_after_host_and_folder(monkeypatch: pytest.MonkeyPatch
     ("roots", "names", "message"),
     [
         ([b"/a", b"/b"], "one", "2 folders"),
+        ([b"/%d" % i for i in range(9)], "one", r"9 folders \(/0, /1, /2, /3, /4, and 4 more\)"),
         ([b"/a"], {"/c": "one"}, "no folder /c"),
         ([b"/a", b"/b"], {"/a": "x", "/b": "x"}, "have one name"),
         ([b"/a"], "", "cannot be called ''"),
