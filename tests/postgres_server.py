@@ -139,6 +139,21 @@ class PostgresServer:
         # Its children notice that the postmaster is gone.
         time.sleep(0.2)
 
+    def freeze(self) -> None:
+        """Stop all processes of the server, which then do not answer."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the server go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        # Each of them has a process group of its own.
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in (self.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def close(self) -> None:
         """End the server and remove its files."""
         if self._process is not None:

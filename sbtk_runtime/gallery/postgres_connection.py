@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -40,11 +43,17 @@ _PASSING = {"57P01", "57P02", "57P03", "53300", "40P01", "40001", "55P03"}
 class Session:
     """One connection at a time, made again when it was lost.
 
+    A server that stands still keeps the connection open, so a transaction that takes too long is
+    ended from here.
+
     Args:
         address: of the server.
         patience_s: for how long transactions with a server that does not answer are repeated.
         notify: called with a sentence before the first repetition of each.
     """
+
+    #: The most seconds of a transaction.
+    limit_s: float = 600
 
     def __init__(self, address: Address, patience_s: float, notify: Notify | None = None) -> None:
         self._address = address
@@ -60,9 +69,9 @@ class Session:
                 if self._connection is None:
                     self._connection = _connect(self._address)
                     self.on_connect(self._connection)
-                if autocommit:
+                if autocommit:  # building an index takes as long as it takes
                     return work(self._connection)
-                with self._connection.transaction():
+                with self._limited(self._connection), self._connection.transaction():
                     return work(self._connection)
 
         return retrying(attempt, self._patience_s, self._notify)
@@ -78,6 +87,31 @@ class Session:
         """Prepare a new connection."""
 
     @contextlib.contextmanager
+    def _limited(self, connection: Connection) -> Iterator[None]:
+        """Cut the connection after `limit_s`, as what waits for an answer cannot be interrupted."""
+        is_late = threading.Event()
+
+        def cut() -> None:
+            is_late.set()
+            with (
+                contextlib.suppress(OSError, psycopg.Error),
+                socket.socket(fileno=os.dup(connection.fileno())) as same,
+            ):
+                same.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self.limit_s, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except psycopg.Error:
+            if is_late.is_set():
+                raise Late(f"did not answer within {self.limit_s:.0f} s") from None
+            raise
+        finally:
+            timer.cancel()
+
+    @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
@@ -87,6 +121,10 @@ class Session:
                 self.close()
             # The library's message, which may quote a URL, is not chained.
             raise error from None
+
+
+class Late(psycopg.OperationalError):
+    """The server did not answer in time."""
 
 
 class Locked(psycopg.OperationalError):
@@ -115,6 +153,8 @@ def _translated(problem: psycopg.Error, address: Address) -> RemoteError:
     """Return what a failure of the server or the connection means, without secrets."""
     shown, state = address.shown, problem.sqlstate or ""
     text = address.masked(problem.diag.message_primary or str(problem))
+    if isinstance(problem, Late):
+        return RemoteUnavailable(f"{shown} {text}", "", "start the server, or correct --at")
     if isinstance(problem, Locked):
         return RemoteUnavailable(
             f"another push of these photos to {shown} is running",

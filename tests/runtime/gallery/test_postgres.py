@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.gallery import remote
+from sbtk_runtime.gallery.postgres_connection import Session
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.remote import RemoteError, RemoteUnavailable, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+from sbtk_runtime.gallery.remote_postgres import _Reading
 from sbtk_runtime.gallery.update import update_gallery
 from tests.postgres_server import NEEDS_POSTGRES, PASSWORD, PLAIN_PASSWORD, PostgresServer
 from tests.runtime.gallery.test_dates import IN_MAY, MAY, PHOTOS, write_dated
@@ -47,6 +51,41 @@ def test_pushing_again_changes_nothing(url: str, made_up: Path, server: Postgres
     report = push(made_up, url)
     assert (report.pushed, report.unchanged, report.deleted) == (0, COUNT, 0)
     assert server.execute("SELECT xmin::text, * FROM sbtk ORDER BY id", database) == before
+
+
+@pytest.mark.kill
+def test_a_server_that_stands_still_does_not_hold_anybody(
+    url: str, made_up: Path, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "limit_s", 2.0)
+    frozen: list[int] = []
+
+    def thaw() -> None:
+        time.sleep(6)
+        server.thaw()
+
+    def progress(done: int, total: int) -> None:
+        if done >= 20 and not frozen:
+            frozen.append(done)
+            server.freeze()
+            threading.Thread(target=thaw).start()
+
+    report = push_gallery(
+        made_up, open_store(url, patience_s=90), "nas", progress=progress, batch=10
+    )
+    assert frozen and report.pushed == COUNT
+    assert push(made_up, url).unchanged == COUNT
+    query = unit_rows(1, DIM)[0]
+    with RemoteGallery.open(url, patience_s=0) as there:
+        assert len(there.answer(query, 1).hits) == 1
+        monkeypatch.setattr(_Reading, "limit_s", 1.0)
+        server.freeze()
+        try:
+            with pytest.raises(RemoteUnavailable, match="did not answer within 1 s"):
+                there.answer(query, 1)
+        finally:
+            server.thaw()
+        assert len(there.answer(query, 1).hits) == 1
 
 
 def test_a_source_cannot_name_files_outside_of_its_folder(
