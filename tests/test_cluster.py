@@ -105,6 +105,10 @@ def test_the_slurm_array_makes_one_gallery(place: Path) -> None:
         _run(["sh", str(script)], SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_COUNT=declared[1])
     _run(["sh", "-c", merge[1]])
     assert len(_names(place / "galleries" / "all.sbtk")) == COUNT
+    # A job that is repeated alone has a count of its own.
+    shutil.rmtree(place / "galleries" / "shard-3.sbtk")
+    _run(["sh", str(script)], SLURM_ARRAY_TASK_ID="3", SLURM_ARRAY_TASK_COUNT="1", SHARDS="4")
+    _run(["sh", "-c", merge[1]])
     # A job that fails says so.
     shutil.rmtree(place / "photos")
     failing = os.environ | {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "9"}

@@ -12,10 +12,11 @@
 #   sbatch --dependency="afterok:$index" --export=ALL --cpus-per-task=2 --mem=4G \
 #       --wrap='sbtk merge "$GALLERIES"/shard-*.sbtk --gallery "$GALLERIES/all.sbtk"'
 #
-# For N jobs, change --array to 1-N. A requeued job continues its part.
+# For N jobs, change --array to 1-N. A requeued job continues its part. To repeat some jobs only, say
+# what N is: sbatch --array=3 --export=ALL,SHARDS=4 slurm.sh
 
 shard=$SLURM_ARRAY_TASK_ID
-sbtk index "$PHOTOS" --shard "$shard/$SLURM_ARRAY_TASK_COUNT" \
+sbtk index "$PHOTOS" --shard "$shard/${SHARDS:-$SLURM_ARRAY_TASK_COUNT}" \
     --gallery "$GALLERIES/shard-$shard.sbtk"
 code=$?
 # Exit code 3: some files cannot be read, and are listed in the gallery's failures.jsonl.
