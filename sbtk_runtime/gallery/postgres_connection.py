@@ -37,7 +37,7 @@ _TLS = {
 #: There are tables, columns or types other than sbtk's.
 _OTHER_TABLES = {"42P07", "42703", "42804", "42809"}
 #: What may pass: the server starts, ends, has too many connections, or two of us collided.
-_PASSING = {"57P01", "57P02", "57P03", "53300", "40P01", "40001", "55P03"}
+_PASSING = {"57P01", "57P02", "57P03", "40P01", "40001", "55P03"}
 
 
 class Session:
@@ -203,7 +203,18 @@ def _translated(problem: psycopg.Error, address: Address) -> RemoteError:
     if state == "57014":
         return RemoteUnavailable(f"{shown} did not answer within {ANSWER_S} s: {text}")
     if state == "25006":
-        return RemoteError(f"{shown} only reads: {text}", "the primary server")
+        return RemoteError(
+            f"{shown} only reads: {text}",
+            "the primary server, and a database or user whose default_transaction_read_only is off",
+            "correct --at",
+        )
+    # While connecting, errors have no code.
+    if state == "53300" or any(words in text for words in ("too many c", "connection slots")):
+        return RemoteUnavailable(
+            f"{shown} refuses: {text}",
+            "",
+            "try again later, or raise its max_connections, or the user's CONNECTION LIMIT",
+        )
     if state in _PASSING or state.startswith("08") or (not state and _is_lost(problem, text)):
         return RemoteUnavailable(
             f"{shown} does not answer: {text}", "", "start the server, or correct --at"
@@ -239,4 +250,6 @@ def _remedy(text: str) -> str:
         return "createdb NAME, or correct the name after the last / of --at"
     if "password" in text or "authentication" in text:
         return "set PGPASSWORD, or add the password to ~/.pgpass"
+    if "invalid URI" in text:
+        return "correct what follows the ? of --at"
     return ""

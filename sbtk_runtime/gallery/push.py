@@ -48,6 +48,7 @@ from sbtk_runtime.gallery.remote import (
     same_source,
 )
 from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.schema import catalogue_errors
 from sbtk_runtime.gallery.sources import Source, list_sources
 
 #: Called with the number of photos done and their total.
@@ -123,6 +124,7 @@ def push_gallery(
         BadGallery: there is no gallery, or it is damaged and cannot be read.
         ModelMismatch: the collection is of another model; nothing was changed.
         RemoteError: the database refuses, or another push of these photos runs.
+        DiskFull: there is no space for temporary files here.
     """
     started = time.perf_counter()
     notices: list[str] = []
@@ -270,7 +272,8 @@ class _Push:
         total = self._generation.manifest.live
         with (
             tempfile.TemporaryDirectory(prefix="sbtk-") as place,
-            closing(sqlite3.connect(Path(place) / "push.sqlite", isolation_level=None)) as local,
+            catalogue_errors(file := Path(place) / "push.sqlite"),
+            closing(sqlite3.connect(file, isolation_level=None)) as local,
             self._store.writing(info, self._source, shard, self._notify) as writer,
         ):
             local.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLE)

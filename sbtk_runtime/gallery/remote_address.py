@@ -61,13 +61,15 @@ class Address:
         Raises:
             BadConfig: it is none. The message does not repeat what may be a password.
         """
+        what = "the URL of --at cannot be read"
         try:
             unquote_to_bytes(url).decode()  # raises for what is not UTF-8
             parts = urlsplit(url)
+            what += ": its port is not a number of at most 65,535"
             for host in _hosts(parts).split(","):  # libpq takes several
-                _ = urlsplit(f"//{host}").port  # raises for what is not a number
+                _ = urlsplit(f"//{host}").port  # raises for what is no such number
         except ValueError as problem:
-            raise _bad_url("the URL of --at cannot be read") from problem
+            raise _bad_url(what) from problem
         if parts.scheme not in _SCHEMES:
             shown = f"{parts.scheme}://" if parts.scheme and "://" in url else "no scheme"
             raise _bad_url(f"--at names an unknown kind of database ({shown})")

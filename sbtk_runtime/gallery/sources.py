@@ -96,7 +96,7 @@ def count_source(store: RemoteStore, name: str) -> Source:
         names = ", ".join(map(printable_name, sorted(known)[:10])) or "none, it is empty"
         more = f" and {len(known) - 10:,} more" if len(known) > 10 else ""
         raise BadConfig(
-            f"{store.address.shown} has no source {printable_name(name)}",
+            f"{store.address.shown} has no source {printable_name(name) or repr(name)}",
             f"one of: {names}{more}",
             "sbtk push --list-sources --at URL",
         )

@@ -72,6 +72,40 @@ def test_sources_that_stay_are_named(url: str, capsys: pytest.CaptureFixture[str
     assert "photos of other sources stay there: 8 of nas\n" in answered(capsys)[1]
 
 
+def test_a_source_is_removed_only_if_that_is_confirmed(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nas", "archive"):
+        assert main(["push", "--at", url, "--source", name]) == 0
+    answered(capsys)
+    shown = url.replace("/photos", "/photos?collection=sbtk")
+    remove = ["push", "--remove-source", "nas", "--at", url]
+    for words, text in (
+        (remove, f"nothing removed yet: --yes removes 8 photos of nas from {shown}\n"),
+        (["push", "--list-sources", "--at", url], "archive: 8 photos\nnas: 8 photos\n"),
+        ([*remove, "--yes"], f"8 photos of nas removed from {shown}\n"),
+    ):
+        assert main(words) == 0
+        assert answered(capsys)[0] == text
+    assert main(["push", "--list-sources", "--at", url, "--json"]) == 0
+    (line,) = answered(capsys)[0].splitlines()
+    assert json.loads(line) == {
+        "name": "archive",
+        "photos": 8,
+        "shards": [],
+        "absent_shards": [],
+    }
+    for words, code, text in (
+        ([*remove, "--yes"], 2, "has no source nas\n  expected: one of: archive\n"),
+        (["push", "--at", url, "--yes"], 2, "--yes requires --remove-source"),
+        (["push", "gallery.sbtk", *remove[1:]], 2, "leave out the gallery"),
+        ([*remove, "--list-sources"], 2, "leave out the gallery"),
+        (["push", "--at", url, "--remove-source", "", "--yes"], 2, "has no source ''"),
+    ):
+        assert main(words) == code, words
+        assert text in answered(capsys)[1]
+
+
 def test_the_collection_can_be_named_by_a_variable(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

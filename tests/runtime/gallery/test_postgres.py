@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.errors import BadConfig, SbtkError
+from sbtk_runtime.errors import BadConfig, DiskFull, SbtkError
 from sbtk_runtime.gallery import remote
 from sbtk_runtime.gallery.postgres_connection import Session
 from sbtk_runtime.gallery.push import push_gallery
@@ -86,6 +88,38 @@ def test_a_server_that_stands_still_does_not_hold_anybody(
         finally:
             server.thaw()
         assert len(there.answer(query, 1).hits) == 1
+
+
+def test_a_full_disk_for_temporary_files_is_named(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path / "small")]
+    (tmp_path / "small").mkdir()
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    try:
+        gallery_of(tmp_path / "g.sbtk", unit_rows(3000, DIM), commit_every=1000)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "small"))
+        with pytest.raises(DiskFull, match=f"no space left while writing {tmp_path}/small/"):
+            push(tmp_path / "g.sbtk", url)
+        monkeypatch.undo()
+        assert push(tmp_path / "g.sbtk", url).pushed == 3000
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path / "small")], check=True)
+
+
+def test_a_server_with_too_many_connections_is_told_from_one_that_is_down(
+    url: str, made_up: Path, server: PostgresServer
+) -> None:
+    push(made_up, url)
+    server.execute(f"CREATE ROLE few LOGIN PASSWORD '{PLAIN_PASSWORD}' CONNECTION LIMIT 0")
+    try:
+        with pytest.raises(RemoteUnavailable, match="too many connections") as caught:
+            RemoteGallery.open(url.replace("admin:", "few:"), patience_s=0)
+    finally:
+        server.execute("DROP ROLE few")
+    assert "does not answer" not in str(caught.value)
+    assert "CONNECTION LIMIT" in caught.value.next_step
 
 
 def test_a_source_cannot_name_files_outside_of_its_folder(
