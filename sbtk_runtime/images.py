@@ -344,8 +344,10 @@ def convert(image: Image.Image) -> Image.Image:
     """Return a Pillow image as `decode` returns the image in a file; the argument is not changed.
 
     Raises:
-        BadImage: its file is damaged or closed.
+        BadImage: it has no pixels, or its file is damaged or closed.
     """
+    if 0 in image.size:
+        raise BadImage(f"an image of {image.width} x {image.height} pixels", "at least 1 x 1")
     with _damage_translated():
         pixels = image.copy()
         if is_wide(pixels):
@@ -361,9 +363,14 @@ def read_stream(file: BinaryIO) -> bytes:
     """Return what is left to read in a file object.
 
     Raises:
-        BadImage: it is empty, too large, or opened as text.
+        BadImage: it is empty, too large, closed, or not opened with "rb".
     """
-    data = file.read(MAX_FILE_BYTES + 1)
+    try:
+        data = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as problem:
+        raise BadImage(
+            f"a file object that cannot be read: {problem}", "one opened with 'rb'"
+        ) from problem
     if not isinstance(data, bytes):
         raise BadImage(f"a file object that reads {type(data).__name__}", "one opened with 'rb'")
     if not data:

@@ -8,9 +8,9 @@ matter, unless the model was trained with whole sketches. Their ink is stretched
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,12 @@ from sbtk_runtime.image_feed import decode_in_subprocess
 Kind = Literal["sketch", "photo"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 #: An image: the path of a file, its bytes, a file opened with "rb", a Pillow image, or an array
 #: `(H, W, 3)`, `(H, W, 1)` or `(H, W) uint8` of RGB or grey.
-ImageInput = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | Pixels
+ImageInput = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Pixels
+)
 
 SIZE_PX = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -129,8 +132,8 @@ class Preprocessing:
             return self.prepare_image(_image_from_array(image), kind)
         if isinstance(image, str | os.PathLike):
             return self.prepare(images.read_image_bytes(os.fspath(image)), kind)
-        if isinstance(image, bytes):
-            return self.prepare(image, kind)
+        if isinstance(image, bytes | bytearray | memoryview):
+            return self.prepare(bytes(image), kind)
         if hasattr(image, "read"):
             return self.prepare(images.read_stream(image), kind)
         raise BadImage(
@@ -261,6 +264,23 @@ def require_kind(text: str) -> Kind:
     if text == "photo":
         return "photo"
     raise BadConfig(f"unknown kind of image {text!r}", "'sketch' or 'photo'")
+
+
+def require_several(images: Iterable[T]) -> Iterable[T]:
+    """Return images or their paths, unless it is one: its characters, lines or rows are none.
+
+    Raises:
+        BadConfig: it is a single path or image.
+    """
+    one = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+    is_one_array = (
+        isinstance(images, np.ndarray) and images.ndim > 1 and images.shape[2:] in ((), (1,), (3,))
+    )
+    if isinstance(images, one) or hasattr(images, "read") or is_one_array:
+        raise BadConfig(
+            f"one image, given as {type(images).__name__}", "several, such as a list of them"
+        )
+    return images
 
 
 def _image_from_array(pixels: Pixels) -> Image.Image:

@@ -42,7 +42,14 @@ from sbtk_runtime.engines.registry import (
 from sbtk_runtime.errors import BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision
-from sbtk_runtime.preprocess import SIZE_PX, ImageInput, Kind, Pixels, require_kind
+from sbtk_runtime.preprocess import (
+    SIZE_PX,
+    ImageInput,
+    Kind,
+    Pixels,
+    require_kind,
+    require_several,
+)
 from sbtk_runtime.regions import RegionGrid
 
 __all__ = ["Embedded", "Embedder", "Failed", "Known", "Source", "Timings"]
@@ -176,10 +183,10 @@ class Embedder:
 
         Raises:
             BadConfig: `kind` is neither.
+            BadData: the pixels have another shape or type.
             BadImage: the model fails on it.
         """
-        require_kind(kind)
-        rows, is_bad = validate_embeddings(self._engine_with(lanes=1).run(pixels[None], kind))
+        rows, is_bad = self._embed(pixels[None], kind)
         if is_bad[0]:
             raise BadImage(BAD_ROW)
         row: NDArray[np.float32] = rows[0]
@@ -202,12 +209,7 @@ class Embedder:
             BadData: the images have another shape or type.
             BadModel: some embedding is not finite or not of length 1.
         """
-        require_kind(kind)
-        if images.dtype != np.uint8 or images.shape[1:] != (SIZE_PX, SIZE_PX, 3):
-            raise BadData(
-                f"images {images.shape} {images.dtype}", f"(N, {SIZE_PX}, {SIZE_PX}, 3) uint8"
-            )
-        rows, is_bad = validate_embeddings(self._engine_with(lanes=1).run(images, kind))
+        rows, is_bad = self._embed(images, kind)
         if is_bad.any():
             raise BadModel(
                 f"{int(is_bad.sum())} of {len(rows)} embeddings are not finite or not of length 1",
@@ -230,11 +232,11 @@ class Embedder:
         missing.jpg cannot be read: No such file or directory
 
         Raises:
-            BadConfig: `kind` is neither "sketch" nor "photo".
+            BadConfig: `kind` is neither "sketch" nor "photo", or `paths` is a single path.
             EngineUnavailable: the engine failed as a whole.
         """
         require_kind(kind)
-        for item in self.stream_unknown(map(Path, paths), kind, None):
+        for item in self.stream_unknown(map(Path, require_several(paths)), kind, None):
             assert not isinstance(item, Known)
             yield item
 
@@ -313,6 +315,15 @@ class Embedder:
             reopened.info = replace(reopened.info, passed_over=info.passed_over)
             self._engine = reopened
             return reopened
+
+    def _embed(self, images: Images, kind: Kind) -> tuple[Embeddings, NDArray[np.bool_]]:
+        """Return the embeddings `(N, D) float32` of prepared images, and which of them are bad."""
+        require_kind(kind)
+        if images.dtype != np.uint8 or images.shape[1:] != (SIZE_PX, SIZE_PX, 3):
+            raise BadData(
+                f"images {images.shape} {images.dtype}", f"(N, {SIZE_PX}, {SIZE_PX}, 3) uint8"
+            )
+        return validate_embeddings(self._engine_with(lanes=1).run(images, kind))
 
     def _options_of(self, info: EngineInfo) -> EngineOptions:
         """Return the options that open an engine like an open one."""

@@ -201,7 +201,7 @@ def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]
 
 def _candidates(options: EngineOptions) -> list[EngineEntry]:
     engine, device = options.engine, options.device
-    family = None if device is None else device.partition(":")[0]
+    family = None if device is None else str(device).partition(":")[0]
     if family not in (None, "cpu", "cuda"):
         raise BadConfig(f"unknown device {device!r}", "cpu, cuda or cuda:N")
     if engine in _DROPPED:

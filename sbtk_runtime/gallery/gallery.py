@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,15 @@ from sbtk_runtime.gallery.hits import (
     count_compared,
 )
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
-from sbtk_runtime.gallery.queries import Queries, Search, few_notices, note, undated_notice
+from sbtk_runtime.gallery.queries import (
+    Queries,
+    Search,
+    check_search,
+    few_notices,
+    note,
+    page_of,
+    undated_notice,
+)
 from sbtk_runtime.gallery.region_search import RERANKED, RegionSearch, require_within
 from sbtk_runtime.gallery.row_check import REPAIR, RowCheck, UsableRows
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
@@ -102,6 +111,9 @@ class Gallery(Queries):
     @classmethod
     def open(cls, folder: Path | str) -> Self:
         """Return the newest published generation of the gallery in `folder`.
+
+        >>> Gallery.open("gallery.sbtk").manifest.generation
+        1
 
         Raises:
             BadGallery: there is none, or it is damaged and cannot be read.
@@ -196,6 +208,10 @@ class Gallery(Queries):
         The query is the stored embedding or code of its whole frame, or of the region of the photo
         that covers `region` best. The other arguments are those of `answer`.
 
+        >>> with Gallery.open("gallery.sbtk") as gallery:
+        ...     print(len(gallery.similar(1, k=3).hits), "photos like", gallery.photo(1).path)
+        3 photos like ...photos/0.jpg
+
         Raises:
             BadData: there is no such photo.
             BadRegion: it has no regions, or `region` is not within it.
@@ -221,6 +237,12 @@ class Gallery(Queries):
         self, query: Embeddings | None, liked: Sequence[int], disliked: Sequence[int]
     ) -> Embeddings:
         """Return a query `(D,) float32` that takes feedback into account; see `rerank.refine`.
+
+        >>> with Gallery.open("gallery.sbtk") as gallery:
+        ...     query = gallery.refined(None, liked=[1, 2], disliked=[3])
+        ...     hits = gallery.search(query, k=2)
+        >>> query.shape
+        (512,)
 
         Args:
             query: `(D,) float32`; `None` to start from what is liked.
@@ -260,8 +282,13 @@ class Gallery(Queries):
         return photo, rows[0]
 
     def photo(self, photo_id: int) -> Photo | None:
-        """Return the photo with that id; `None` if there is none."""
-        return self._view.photo(photo_id)
+        """Return the photo with that id; `None` if there is none.
+
+        >>> with Gallery.open("gallery.sbtk") as gallery:
+        ...     print(gallery.photo(7))
+        None
+        """
+        return self._view.photo(operator.index(photo_id))
 
     def recent(
         self,
@@ -273,6 +300,10 @@ class Gallery(Queries):
     ) -> list[PhotoCopies]:
         """Return photos by modification time, newest first.
 
+        >>> with Gallery.open("gallery.sbtk") as gallery:
+        ...     print([Path(each.photo.path).name for each in gallery.recent(limit=2)])
+        ['5.jpg', '4.jpg']
+
         Args:
             limit: at most this many, at least 1.
             offset: the number of newest photos to leave out.
@@ -282,10 +313,7 @@ class Gallery(Queries):
         Raises:
             BadConfig: `limit` is below 1 or `offset` below 0, or a period ends before it begins.
         """
-        if limit < 1 or offset < 0:
-            raise BadConfig(
-                f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
-            )
+        limit, offset = page_of(limit, offset)
         among = PhotoFilter.of(under, taken)
         listed = []
         for photo in self._view.recent(limit, offset, among):
@@ -295,12 +323,22 @@ class Gallery(Queries):
         return listed
 
     def folders(self) -> dict[str, int]:
-        """Return the number of photos directly in each folder, by its absolute path, sorted."""
+        """Return the number of photos directly in each folder, by its absolute path, sorted.
+
+        >>> with Gallery.open("gallery.sbtk") as gallery:
+        ...     print(gallery.folders())
+        {'...photos': 6}
+        """
         counts = sorted(self._view.folders().items())
         return {os.fsdecode(folder): count for folder, count in counts}
 
     def roots(self) -> list[str]:
-        """Return the absolute paths that were indexed; none if an older sbtk made the gallery."""
+        """Return the absolute paths that were indexed; none if an older sbtk made the gallery.
+
+        >>> with Gallery.open("gallery.sbtk") as gallery:
+        ...     print(gallery.roots())
+        ['...photos']
+        """
         return [os.fsdecode(root) for root in self._view.roots()]
 
     def _require_model(self, embedder: Embedder) -> None:
@@ -462,12 +500,7 @@ class Gallery(Queries):
         )
 
     def _check_question(self, k: int, search: Search, offset: int) -> None:
-        if k < 1:
-            raise BadConfig(f"{k} hits were asked for", "at least 1")
-        if offset < 0:
-            raise BadConfig(f"an offset of {offset}", "at least 0")
-        if search not in get_args(Search):
-            raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
+        check_search(k, search, offset)
         if self.count == 0:
             raise BadGallery(f"{self.folder} has no photos", "at least one", "sbtk index PHOTOS")
 

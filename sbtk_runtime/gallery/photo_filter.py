@@ -47,9 +47,11 @@ class PhotoFilter:
         """Return the filter of the arguments of a query.
 
         Raises:
-            BadConfig: the period ends before it begins.
+            BadConfig: the period is not of days, or ends before it begins.
         """
         period = taken or EVER
+        if len(period) != 2 or not all(map(_is_day, period)):
+            raise BadConfig(f"a period of {period!r}", "a first and a last datetime.date, or None")
         first, last = period
         if first is not None and last is not None and first > last:
             raise BadConfig(
@@ -125,6 +127,11 @@ class PeriodBounds(NamedTuple):
             first_ns=_LEAST_NS if first is None else _storable(_midnight_ns(first)),
             last_ns=_MOST_NS if end is None else _storable(_midnight_ns(end) - 1),
         )
+
+
+def _is_day(day: object) -> bool:
+    is_date = isinstance(day, datetime.date) and not isinstance(day, datetime.datetime)
+    return day is None or is_date
 
 
 def _midnight_ns(day: datetime.date) -> int:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 
 from sbtk_runtime.binary_codes import Codes
-from sbtk_runtime.errors import BadImage
+from sbtk_runtime.errors import BadConfig, BadImage
 from sbtk_runtime.files import count_text
 from sbtk_runtime.gallery.hits import Answer, Hit
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import MatchRule
-from sbtk_runtime.preprocess import ImageInput, Kind
+from sbtk_runtime.preprocess import ImageInput, Kind, require_several
 from sbtk_runtime.rerank import Rerank, RerankChoice
 
 if TYPE_CHECKING:
     from sbtk_runtime.embedding.embedder import Embedder
 
 Search = Literal["auto", "hnsw", "codes", "exact"]
+
+# The largest number of SQLite.
+_MOST = (1 << 63) - 1
 
 
 class SearchOptions(TypedDict, total=False):
@@ -92,6 +96,13 @@ class Queries(ABC):
 
         A binary gallery compares codes by Hamming distance, and orders equal distances by id. If
         there are fewer photos, a notice says so.
+
+        >>> from sbtk_runtime import Embedder
+        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
+        ...     embedding, notices = embedder.embed_one("sketch.png", "sketch")
+        ...     hits = gallery.search(embedding, k=2, rerank="diffusion")
+        >>> [hit.rank for hit in hits]
+        [1, 2]
 
         Args:
             embedding: of a sketch or photo, by the gallery's model; a binary gallery also takes
@@ -172,6 +183,11 @@ class Queries(ABC):
     ) -> Answer:
         """Return the hits of `query`, with whether any photo is a close match, and notices.
 
+        >>> from sbtk_runtime import Embedder
+        >>> with Embedder() as embedder, Gallery.open("gallery.sbtk") as gallery:
+        ...     print(gallery.ask("sketch.png", embedder, k=9).notices)
+        ('only 6 photos are searchable, so there are fewer hits',)
+
         Raises:
             SbtkError: as `query`.
         """
@@ -203,11 +219,12 @@ class Queries(ABC):
         [3, 3]
 
         Raises:
+            BadConfig: `sketches` is a single image; otherwise as in `query`.
             BadImage: names the first image that is not readable, counted from 0, and why.
             SbtkError: otherwise as `query`.
         """
         self._require_model(embedder)
-        images = enumerate(sketches)
+        images = enumerate(require_several(sketches))
         answers: list[list[Hit]] = []
         while batch := list(itertools.islice(images, embedder.batch)):
             pixels = []
@@ -230,6 +247,35 @@ class Queries(ABC):
 def _match_rule(embedder: Embedder, kind: Kind) -> MatchRule | None:
     """Return the rule that says which hits of a query are close, if its model has one."""
     return embedder.bundle.manifest.match_rule if kind == "sketch" else None
+
+
+def check_search(k: int, search: Search, offset: int) -> None:
+    """Check arguments of every search.
+
+    Raises:
+        BadConfig: a number is too small, or there is no such way of searching.
+        TypeError: one is not a whole number.
+    """
+    if operator.index(k) < 1:
+        raise BadConfig(f"{k} hits were asked for", "at least 1")
+    if operator.index(offset) < 0:
+        raise BadConfig(f"an offset of {offset}", "at least 0")
+    if search not in get_args(Search):
+        raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
+
+
+def page_of(limit: int, offset: int) -> tuple[int, int]:
+    """Return limit and offset of a listing as numbers that databases take.
+
+    Raises:
+        BadConfig: one of them is too small.
+        TypeError: one of them is not a whole number.
+    """
+    if operator.index(limit) < 1 or operator.index(offset) < 0:
+        raise BadConfig(
+            f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
+        )
+    return min(operator.index(limit), _MOST), min(operator.index(offset), _MOST)
 
 
 def few_notices(found: int, allowed: int, k: int, among: PhotoFilter) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -28,7 +29,14 @@ from sbtk_runtime.gallery.hits import (
     count_compared,
 )
 from sbtk_runtime.gallery.photo_filter import EVER, Period, PhotoFilter
-from sbtk_runtime.gallery.queries import Queries, Search, few_notices, undated_notice
+from sbtk_runtime.gallery.queries import (
+    Queries,
+    Search,
+    check_search,
+    few_notices,
+    page_of,
+    undated_notice,
+)
 from sbtk_runtime.gallery.region_search import (
     PENALTY,
     best_place,
@@ -308,9 +316,9 @@ class RemoteGallery(Queries):
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return what is known of the photo with that id; `None` if there is none."""
-        if not 0 < photo_id < 1 << 63:
+        if not 0 < operator.index(photo_id) < 1 << 63:
             return None
-        found = self._reader.photos(ids=[photo_id])
+        found = self._reader.photos(ids=[int(photo_id)])
         return self._photo(found[0]) if found else None
 
     def recent(
@@ -322,10 +330,7 @@ class RemoteGallery(Queries):
         taken: Period | None = None,
     ) -> list[PhotoCopies]:
         """Return photos by modification time, newest first; see `Gallery.recent`."""
-        if limit < 1 or offset < 0:
-            raise BadConfig(
-                f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
-            )
+        limit, offset = page_of(limit, offset)
         among = self._among(under, PhotoFilter.of(under, taken))
         if among is None:
             return []
@@ -397,12 +402,7 @@ class RemoteGallery(Queries):
             return self._state
 
     def _check_query(self, k: int, search: Search, offset: int, rerank: Rerank) -> None:
-        if k < 1:
-            raise BadConfig(f"{k} hits were asked for", "at least 1")
-        if offset < 0:
-            raise BadConfig(f"an offset of {offset}", "at least 0")
-        if search not in get_args(Search):
-            raise BadConfig(f"unknown way of searching {search!r}", " or ".join(get_args(Search)))
+        check_search(k, search, offset)
         if search == "codes":
             raise BadConfig(
                 "a collection has no sign codes", "auto, exact or hnsw", "--search auto"

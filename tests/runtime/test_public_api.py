@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import doctest
 import inspect
 import io
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +92,17 @@ def test_the_examples_in_docstrings_run(
         assert runner.run(test, out=output.append).failed == 0, "".join(output)
 
 
-@pytest.mark.parametrize("name", [*CALLED, "Gallery.query", "Gallery.query_many"])
-def test_public_functions_have_examples(name: str) -> None:
-    value: Any = sbtk_runtime
-    for part in name.split("."):
-        value = getattr(value, part)
-    assert ">>> " in (inspect.getdoc(value) or "")
+def test_public_functions_have_examples() -> None:
+    documented: dict[str, Any] = dict(CALLED)
+    for owner in (Embedder, Gallery):
+        for name, value in inspect.getmembers(owner, callable):
+            if not name.startswith("_"):
+                documented[f"{owner.__name__}.{name}"] = value
+    without = {n for n, value in documented.items() if ">>> " not in (inspect.getdoc(value) or "")}
+    # The parts of which `query`, `search`, `index` and the server are made.
+    parts = {"Gallery.answer", "Gallery.choose_rerank", "Gallery.close", "Embedder.close"}
+    parts |= {"Embedder.embed_prepared", "Embedder.stream_unknown", "Embedder.open_regions"}
+    assert without == parts
 
 
 def _forms(file: Path) -> dict[str, ImageInput]:
@@ -105,6 +112,8 @@ def _forms(file: Path) -> dict[str, ImageInput]:
         "str": str(file),
         "path": file,
         "bytes": file.read_bytes(),
+        "bytearray": bytearray(file.read_bytes()),
+        "memoryview": memoryview(file.read_bytes()),
         "file": file.open("rb"),
         "memory file": io.BytesIO(file.read_bytes()),
         "pillow": image,
@@ -142,6 +151,9 @@ def test_a_pillow_image_is_prepared_as_its_file_is(tmp_path: Path) -> None:
 
 
 def test_other_objects_are_refused_as_images(tmp_path: Path) -> None:
+    [photo] = write_photos(tmp_path, 1)
+    closed = io.BytesIO(photo.read_bytes())
+    closed.close()
     refused: list[tuple[Any, str]] = [
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\) uint8"),
         (np.zeros((4, 4, 3), np.float32), r"\(4, 4, 3\) float32"),
@@ -150,6 +162,10 @@ def test_other_objects_are_refused_as_images(tmp_path: Path) -> None:
         (7, "given as int"),
         (io.BytesIO(), "nothing left to read"),
         (io.StringIO("x"), "'rb'"),
+        (closed, "closed file"),
+        (photo.open(encoding="utf-8"), "'rb'"),
+        ((tmp_path / "new").open("wb"), "'rb'"),
+        (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
         (b"", "not an image"),
         (tmp_path / "missing.png", "No such file"),
     ]
@@ -177,6 +193,51 @@ def test_an_unknown_kind_is_an_error_everywhere(
             with pytest.raises(BadConfig, match="unknown kind of image 'phto'") as caught:
                 call()
             assert caught.value.expected == "'sketch' or 'photo'"
+
+
+def test_one_image_is_not_several(gallery: Path, sketch: Path, embedder: Embedder) -> None:
+    with Gallery.open(gallery) as opened:
+        for form, image in _forms(sketch).items():
+            single: Any = image
+            with pytest.raises(BadConfig, match="one image"):
+                opened.query_many(single, embedder)
+            if form in ("str", "path"):
+                with pytest.raises(BadConfig, match="one image"):
+                    list(embedder.stream(single, "sketch"))
+        stack = np.stack([np.asarray(Image.open(sketch).convert("RGB"))] * 2)
+        assert len(opened.query_many(stack, embedder)) == 2
+    assert len(list(embedder.stream(np.array([str(sketch)] * 2), "sketch"))) == 2
+
+
+def test_numbers_of_numpy_are_numbers_and_others_are_errors_that_do_not_blame_the_gallery(
+    gallery: Path, embedder: Embedder
+) -> None:
+    ids: list[Any] = list(np.arange(1, 7))
+    with Gallery.open(gallery) as opened:
+        for photo_id in ids:
+            assert opened.photo(photo_id) == opened.photo(int(photo_id)) is not None
+            assert opened.similar(photo_id, ids[1]) == opened.similar(int(photo_id), 2)
+        assert len(opened.recent(ids[1], ids[0])) == 2
+        assert len(opened.recent(1 << 70)) == 6
+        assert opened.recent(5, 1 << 70) == []
+        wrong: Any
+        for wrong in (1.5, "2", None):
+            for call in (opened.photo, opened.recent, partial(opened.similar, 1)):
+                with pytest.raises(TypeError, match="interpreted as an integer"):
+                    call(wrong)
+        day = datetime.date(2026, 1, 1)
+        now = datetime.datetime(2026, 1, 1)
+        for wrong in (("2026-01-01", None), (day, now), (day,), "ab"):
+            with pytest.raises(BadConfig, match="a period of"):
+                opened.recent(taken=wrong)
+
+
+def test_pixels_of_another_shape_are_not_blamed_on_the_engine(embedder: Embedder) -> None:
+    wrong: Any
+    for wrong in (np.zeros((8, 8, 3), np.uint8), np.zeros((224, 224, 3))):
+        with pytest.raises(BadData) as caught:
+            embedder.embed_prepared(wrong, "photo")
+        assert caught.value.expected == "(N, 224, 224, 3) uint8"
 
 
 def test_query_many_gives_the_answers_of_single_queries(
