@@ -28,12 +28,8 @@ from benchmarks.gpu_training_data import (
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.preprocess import CROPPED, SIZE_PX
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.config import (
-    SbtknetRecipe,
-    TrainConfig,
-    choose_compute,
-    make_recipe,
-)
+from sbtk_train.compute import choose_compute
+from sbtk_train.config import SbtknetRecipe, TrainConfig, make_recipe
 from sbtk_train.models.student import Student
 from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.progress import EpochDone, StepDone

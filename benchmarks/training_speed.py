@@ -29,7 +29,8 @@ from torch import nn
 from benchmarks.gpu_training import Setting, run_epoch
 from benchmarks.gpu_training_data import sketches_per_step, write_training_data
 from benchmarks.result import Result, print_result
-from sbtk_train.config import TrainConfig, choose_compute, make_recipe
+from sbtk_train.compute import choose_compute
+from sbtk_train.config import TrainConfig, make_recipe
 from sbtk_train.models.student import domains_of
 from sbtk_train.runs.context import TrainingContext, build_context
 

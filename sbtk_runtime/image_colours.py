@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.image_limits import MOST_METADATA_BYTES
@@ -26,6 +27,8 @@ _BAND_PIXELS = 1 << 19
 # Profiles whose mean difference to sRGB is larger, in levels of 255, are converted. Common sRGB
 # profiles differ by less than 1, Display P3 by 9, ProPhoto by 40.
 _SAME_LEVELS = 2.5
+
+_PLANAR = 284  # a tag of TIFF
 
 
 def to_rgb_or_rgba(image: Image.Image, *, keeps_grey: bool = False) -> Image.Image:
@@ -97,19 +100,45 @@ def to_eight_bit_grey(
     return made
 
 
-def brightest(image: Image.Image) -> int:
+def from_used_bits(pixels: Image.Image, reopen: Callable[[], ImageFile.ImageFile]) -> Image.Image:
+    """Return a 16-bit colour image, of which Pillow decodes only the high bytes.
+
+    The low bytes are decoded too where they matter: if only 8 to 14 bits are used, so that the
+    image would be nearly black, and if one exact colour is transparent. `reopen` opens its file
+    again.
+
+    Raises:
+        BadImage: the low bytes cannot be decoded.
+    """
+    if pixels.mode not in ("RGB", "RGBA"):
+        return pixels
+    colour = pixels.info.get("transparency")
+    if colour is None and _brightest(pixels) >= 64:
+        return pixels
+    again = reopen()
+    if isinstance(again, TiffImagePlugin.TiffImageFile) and again.tag_v2.get(_PLANAR, 1) == 2:
+        # Libtiff cannot select bytes of separate planes.
+        raise _few_bits()
+    again.tile = [tile._replace(args=_of_lower_bytes(tile.args)) for tile in again.tile]
+    again.load()
+    if isinstance(colour, tuple):
+        return _mask_colour(pixels, again, colour)
+    return _combine_bytes(pixels, again)
+
+
+def _brightest(image: Image.Image) -> int:
     """Return the highest value of red, green and blue in an image of eight bits."""
     return max(int(np.asarray(image.getchannel(channel)).max()) for channel in range(3))
 
 
-def combine_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
+def _combine_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
     """Convert a dark 16-bit colour image to eight bits, scaled by the bits it uses.
 
     Args:
         high: the high bytes of all samples, RGB or RGBA; modified and returned.
         low: the low bytes.
     """
-    highest = brightest(high)
+    highest = _brightest(high)
     bits = 8 + highest.bit_length()
     full = next(scale for scale in _WHOLE_SCALES if (1 << bits) - 1 <= scale)
     most_alpha = 0
@@ -127,7 +156,7 @@ def combine_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
     return high
 
 
-def mask_colour(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+def _mask_colour(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     """Return the image in RGBA, transparent where 16-bit samples equal a colour."""
     is_colour = np.ones((high.height, high.width), dtype=bool)
     for channel, value in enumerate(colour):
@@ -137,6 +166,20 @@ def mask_colour(high: Image.Image, low: Image.Image, colour: tuple[int, ...]) ->
     made.info.pop("transparency", None)
     made.putalpha(Image.fromarray(np.where(is_colour, 0, 255).astype(np.uint8)))
     return made
+
+
+def _of_lower_bytes(args: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str:
+    rawmode = args[0] if isinstance(args, tuple) else args
+    here = "L" if sys.byteorder == "little" else "B"
+    base, order = str(rawmode)[:-1], str(rawmode)[-1:].replace("N", here)
+    if not base.endswith(";16") or base.startswith("LA"):
+        raise _few_bits()
+    swapped = base + ("B" if order == "L" else "L")
+    return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
+
+
+def _few_bits() -> BadImage:
+    return BadImage("a 16-bit image that uses only the low bits", "samples of the full scale")
 
 
 def _bands(image: Image.Image, is_unsigned: bool) -> Iterator[NDArray[Any]]:

@@ -12,12 +12,11 @@ import ctypes
 import io
 import os
 import stat
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 # The plugins are imported here because Pillow's own search for them is not thread-safe, and because
 # its pixel limit ignores reduced scales.
@@ -39,10 +38,8 @@ from PIL import ImageFile as PillowFile
 from sbtk_runtime.errors import BadImage, LargeImage, SlowImage
 from sbtk_runtime.files import without_waiting
 from sbtk_runtime.image_colours import (
-    brightest,
-    combine_bytes,
+    from_used_bits,
     is_wide,
-    mask_colour,
     to_eight_bit_grey,
     to_rgb_or_rgba,
 )
@@ -525,7 +522,7 @@ def _finish(
             is_inverted=bool(tags) and tags.get(_PHOTOMETRIC) == 0,
         )
     elif file.bits == 16 and missing is None:
-        pixels = _by_used_bits(pixels, file, open_)
+        pixels = from_used_bits(pixels, lambda: open_(file.data))
     image = to_rgb_or_rgba(pixels, keeps_grey=keeps_grey)
     if missing is not None:
         image.paste((128,) * 3, mask=Image.fromarray(missing))
@@ -544,42 +541,6 @@ def _orientation(header: Image.Image, *, is_whole: bool) -> int:
     # Damaged metadata do not make good pixels unusable (python-pillow/Pillow#5509).
     except Exception:
         return 1
-
-
-def _by_used_bits(pixels: Image.Image, file: ScreenedImage, open_: Open) -> Image.Image:
-    """Return a 16-bit colour image, of which Pillow decodes only the high bytes.
-
-    The low bytes are decoded too where they matter: if only 8 to 14 bits are used, so that the
-    image would be nearly black, and if one exact colour is transparent.
-    """
-    if pixels.mode not in ("RGB", "RGBA"):
-        return pixels
-    colour = pixels.info.get("transparency")
-    if colour is None and brightest(pixels) >= 64:
-        return pixels
-    again = open_(file.data)
-    if isinstance(again, TiffImagePlugin.TiffImageFile) and again.tag_v2.get(_PLANAR, 1) == 2:
-        # Libtiff cannot select bytes of separate planes.
-        raise _few_bits()
-    again.tile = [tile._replace(args=_of_lower_bytes(tile.args)) for tile in again.tile]
-    again.load()
-    if isinstance(colour, tuple):
-        return mask_colour(pixels, again, colour)
-    return combine_bytes(pixels, again)
-
-
-def _of_lower_bytes(args: tuple[Any, ...] | str | None) -> tuple[Any, ...] | str:
-    rawmode = args[0] if isinstance(args, tuple) else args
-    here = "L" if sys.byteorder == "little" else "B"
-    base, order = str(rawmode)[:-1], str(rawmode)[-1:].replace("N", here)
-    if not base.endswith(";16") or base.startswith("LA"):
-        raise _few_bits()
-    swapped = base + ("B" if order == "L" else "L")
-    return (swapped, *args[1:]) if isinstance(args, tuple) else swapped
-
-
-def _few_bits() -> BadImage:
-    return BadImage("a 16-bit image that uses only the low bits", "samples of the full scale")
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def command(
     code = 0
     if photos:
         from sbtk_runtime.embedding.embedder import Embedder
-        from sbtk_runtime.gallery.update import roots_to_walk
+        from sbtk_runtime.gallery.folder import roots_to_walk
         from sbtk_runtime.gallery.walk import is_photo_missed
         from sbtk_runtime.gallery.walk_rules import RuleChange, patterns_of
 

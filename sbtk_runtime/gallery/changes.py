@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import PIL
 
 from sbtk_runtime.errors import BadImage
+from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Failure, exactly
 from sbtk_runtime.gallery.photo_filter import below
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
@@ -105,6 +108,16 @@ class Loss:
     lost: int
     before: int
     is_empty: bool
+
+    def warning(self, folder: Path) -> str:
+        """Return a sentence for the user of the gallery in `folder`."""
+        what = "no photos were found in" if self.is_empty else "most photos were not found in"
+        lost = f" ({self.lost:,} of {self.before:,} are missing)" if self.before else ""
+        kept = (
+            f": if a disk is not mounted, mount it and index again; otherwise 'sbtk index --prune "
+            f"--gallery {shlex.quote(printable_name(folder))}' removes the missing photos"
+        )
+        return f"{what} {printable_name(self.path)}{lost}{kept if self.before else ''}"
 
 
 class Changes:

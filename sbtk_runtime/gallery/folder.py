@@ -19,7 +19,7 @@ from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import no_notify
-from sbtk_runtime.errors import BadGallery, GalleryBusy, ModelMismatch
+from sbtk_runtime.errors import BadData, BadGallery, GalleryBusy, ModelMismatch
 from sbtk_runtime.files import (
     atomic_path,
     disk_full_explained,
@@ -260,6 +260,45 @@ def open_published(
                 raise
         if view is not None:
             view.close()
+
+
+def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
+    """Return the absolute paths of `roots`, without resolving links.
+
+    A root may be absent if the gallery has photos below it: its disk may not be mounted, and the
+    other roots can be updated.
+
+    Raises:
+        BadData: there are no roots, or one is absent and unknown.
+    """
+    # A `Path` raises an error below a folder that may not be read, and for names that are too long.
+    absent = [root for root in roots if not os.path.exists(root)]  # noqa: PTH110
+    known: list[Path] = []
+    if absent and (folder / MANIFEST_NAME).exists():
+        with closing(open_published(folder, no_notify)[1]) as view:
+            known = [root for root in absent if view.knows(os.fsencode(os.path.abspath(root)))]  # noqa: PTH100
+    there = [root for root in roots if root not in known]
+    found = absolute_roots(there) if there or not known else []
+    return list(dict.fromkeys([*found, *map(os.path.abspath, known)]))
+
+
+def absolute_roots(roots: Sequence[Path]) -> list[str]:
+    """Return the absolute paths of `roots` in the given order, each once, without resolving links.
+
+    Raises:
+        BadData: there are none, or one does not exist.
+    """
+    if not roots:
+        raise BadData("no photos were named", "one or more folders or files")
+    for root in roots:
+        try:
+            root.stat()
+        except (OSError, ValueError) as problem:
+            reason = problem.strerror if isinstance(problem, OSError) else str(problem)
+            raise BadData(
+                f"{printable_name(root)} cannot be read: {reason}", "a folder of photos"
+            ) from problem
+    return list(dict.fromkeys(os.path.abspath(root) for root in roots))  # noqa: PTH100
 
 
 def write_failures(folder: Path, catalogue: Catalogue) -> None:

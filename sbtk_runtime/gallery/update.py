@@ -11,7 +11,6 @@ import shlex
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,12 +39,12 @@ from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
     initialize_gallery,
     make_folder,
-    open_published,
     open_rows,
     published_manifest,
     relative_path,
     require_codes,
     roots_above,
+    roots_to_walk,
     translate_os_errors,
     vacuum,
     write_failures,
@@ -63,7 +62,6 @@ from sbtk_runtime.gallery.walk import (
     LeftOutTally,
     Repeated,
     Skipped,
-    absolute_roots,
     refuse_nothing,
     walk,
 )
@@ -212,26 +210,6 @@ def update_gallery(
             return update.run(checksum, bits, rule_change, shard, regions)
 
 
-def roots_to_walk(folder: Path, roots: Sequence[Path]) -> list[str]:
-    """Return the absolute paths of `roots`.
-
-    A root may be absent if the gallery has photos below it: its disk may not be mounted, and the
-    other roots can be updated.
-
-    Raises:
-        BadData: there are no roots, or one is absent and unknown.
-    """
-    # A `Path` raises an error below a folder that may not be read, and for names that are too long.
-    absent = [root for root in roots if not os.path.exists(root)]  # noqa: PTH110
-    known: list[Path] = []
-    if absent and (folder / MANIFEST_NAME).exists():
-        with closing(open_published(folder, no_notify)[1]) as view:
-            known = [root for root in absent if view.knows(os.fsencode(_absolute(root)))]
-    there = [root for root in roots if root not in known]
-    found = absolute_roots(there) if there or not known else []
-    return list(dict.fromkeys([*found, *map(_absolute, known)]))
-
-
 class _Update:
     """One update, under the writer's lock."""
 
@@ -323,7 +301,7 @@ class _Update:
                 not catalogue.live()
                 and not is_empty_shard
                 and (changes.walked or not catalogue.missing())
-                # Otherwise a disk is missing, which is told.
+                # Otherwise a disk is missing, which a warning says.
                 and not any(loss.lost for loss in losses)
             ):
                 raise BadGallery(
@@ -355,7 +333,7 @@ class _Update:
                 other_shards=self._other_shards,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
-                warnings=tuple(_loss_warning(loss, folder) for loss in losses),
+                warnings=tuple(loss.warning(folder) for loss in losses),
             )
 
     def _open_engine(self, origin: Origin) -> None:
@@ -407,7 +385,7 @@ class _Update:
     def _leave_codes_of_other_rows(self, catalogue: Catalogue) -> None:
         """Have codes, graph and neighbours made again if the catalogue is older, as a backup is.
 
-        Rows that it does not know will be those of other photos. `vacuum` removes what is left, as
+        Rows that it does not list will be those of other photos. `vacuum` removes what is left, as
         this update may be killed.
         """
         published = self._published
@@ -614,17 +592,3 @@ def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int
         if whole and known.get(row) == zlib.crc32(data):
             return row
     return None
-
-
-def _loss_warning(loss: Loss, folder: Path) -> str:
-    what = "no photos were found in" if loss.is_empty else "most photos were not found in"
-    lost = f" ({loss.lost:,} of {loss.before:,} are missing)" if loss.before else ""
-    kept = (
-        f": if a disk is not mounted, mount it and index again; otherwise 'sbtk index --prune "
-        f"--gallery {shlex.quote(printable_name(folder))}' removes the missing photos"
-    )
-    return f"{what} {printable_name(loss.path)}{lost}{kept if loss.before else ''}"
-
-
-def _absolute(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 -- does not resolve links

@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from sbtk_runtime import raw_photo
@@ -84,25 +83,6 @@ class Repeated:
 
 
 Item = Found | Skipped | LeftOut | Followed | Repeated
-
-
-def absolute_roots(roots: Sequence[Path]) -> list[str]:
-    """Return the absolute paths of `roots` in the given order, each once, without resolving links.
-
-    Raises:
-        BadData: there are none, or one does not exist.
-    """
-    if not roots:
-        raise BadData("no photos were named", "one or more folders or files")
-    for root in roots:
-        try:
-            root.stat()
-        except (OSError, ValueError) as problem:
-            reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-            raise BadData(
-                f"{printable_name(root)} cannot be read: {reason}", "a folder of photos"
-            ) from problem
-    return list(dict.fromkeys(os.path.abspath(root) for root in roots))  # noqa: PTH100
 
 
 def walk(

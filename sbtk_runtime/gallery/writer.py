@@ -148,8 +148,7 @@ class Catalogue:
         listed = {os.fsdecode(folder): sorted(map(str, held)) for folder, held in shards.items()}
         known = json.dumps(listed, sort_keys=True)
         with self._transaction():
-            before = self.connection.execute("SELECT value FROM facts WHERE name = 'shards'")
-            if (before.fetchone() or ("{}",))[0] != known:
+            if (self._stored("shards") or "{}") != known:
                 self._set_fact("shards", known)
                 self._set_fact("shards_changed_in", self.generation)
 
@@ -293,12 +292,11 @@ class Catalogue:
 
     def remove(self, ids: Iterable[int]) -> int:
         """Remove photos permanently, including missing ones; return how many."""
-        removed = 0
+        removed = list(ids)
         with self._transaction():
-            for photo_id in ids:
+            for photo_id in removed:
                 self._end(photo_id)
-                removed += 1
-        return removed
+        return len(removed)
 
     def embedding_of(self, sha256: str) -> Embedding | None:
         """Return a live or missing photo whose content has that hash, if there is one."""
@@ -395,11 +393,9 @@ class Catalogue:
 
         The next update embeds them again. Returns the number of these photos.
         """
+        query = "DELETE FROM regions WHERE first_row < ? AND first_row + count > ?"
         with self._transaction():
-            changed = self.connection.execute(
-                "DELETE FROM regions WHERE first_row < ? AND first_row + count > ?", (high, low)
-            )
-        return changed.rowcount
+            return self.connection.execute(query, (high, low)).rowcount
 
     def live_rows(self) -> Rows:
         """Return the unique rows `(N,) int64` of the next generation's photos, ascending."""
@@ -425,8 +421,7 @@ class Catalogue:
 
     def count_to_add(self) -> int:
         """Return the number of `rows_to_add`."""
-        query = f"SELECT count(*) {_TO_ADD}"
-        return self._number(query, {"generation": self.generation})
+        return self._number(f"SELECT count(*) {_TO_ADD}", {"generation": self.generation})
 
     def rows_to_drop(self) -> Iterator[int]:
         """Yield, ascending, the rows that the next generation no longer shows."""
@@ -448,13 +443,10 @@ class Catalogue:
 
     def checksums(self, rows: Sequence[int]) -> dict[int, int]:
         """Return the committed CRC-32 of each of `rows`, by row, where it is known."""
-        known: dict[int, int] = {}
+        query = "SELECT crc32 FROM row_checksums WHERE row = ?"
         with values_checked(self.path):
-            for row in rows:
-                query = "SELECT crc32 FROM row_checksums WHERE row = ?"
-                if (found := self.connection.execute(query, (row,)).fetchone()) is not None:
-                    known[row] = integer(found[0])
-        return known
+            found = {row: self.connection.execute(query, (row,)).fetchone() for row in rows}
+            return {row: integer(columns[0]) for row, columns in found.items() if columns}
 
     def share_rows(self, choose: Callable[[list[int]], int | None]) -> int:
         """Let photos with the same content share a row; return how many changed their row.
@@ -500,8 +492,7 @@ class Catalogue:
 
     def retry_failures_of_other(self, reader: str) -> None:
         """Retry earlier failures in this update if another image reader caused them."""
-        found = self.connection.execute("SELECT value FROM facts WHERE name = 'reader'").fetchone()
-        if found == (reader,):
+        if self._stored("reader") == reader:
             return
         with self._transaction():
             self.connection.execute("UPDATE failures SET size_bytes = NULL")
@@ -519,10 +510,10 @@ class Catalogue:
         """
         with self._transaction():
             self.connection.execute("DELETE FROM photos WHERE removed_in <= ?", (published,))
-            self.connection.execute(
-                "DELETE FROM regions WHERE photo_row NOT IN (SELECT row FROM photos)"
-            )
-            self.connection.execute("DELETE FROM dates WHERE row NOT IN (SELECT row FROM photos)")
+            for table, row in (("regions", "photo_row"), ("dates", "row")):
+                self.connection.execute(
+                    f"DELETE FROM {table} WHERE {row} NOT IN (SELECT row FROM photos)"
+                )
             # The regions of a photo lie in two shards at most.
             dead = """SELECT first_row / :shard FROM batches
                 EXCEPT SELECT row / :shard FROM photos
@@ -530,15 +521,13 @@ class Catalogue:
                 EXCEPT SELECT (first_row + count - 1) / :shard FROM regions WHERE count > 0
                 EXCEPT SELECT :last"""
             # The last shard is still being filled.
-            last = self.committed_rows() // SHARD_ROWS
-            self.connection.execute(
-                f"DELETE FROM batches WHERE first_row / :shard IN ({dead})",
-                {"shard": SHARD_ROWS, "last": last},
-            )
+            values = {"shard": SHARD_ROWS, "last": self.committed_rows() // SHARD_ROWS}
+            batches = f"DELETE FROM batches WHERE first_row / :shard IN ({dead})"
+            self.connection.execute(batches, values)
             self.connection.execute(
                 """DELETE FROM row_checksums WHERE row / :shard NOT IN
                 (SELECT first_row / :shard FROM batches)""",
-                {"shard": SHARD_ROWS},
+                values,
             )
 
     @contextlib.contextmanager
@@ -551,12 +540,8 @@ class Catalogue:
         """Give a photo a version in the next generation."""
         self._end(photo_id)
         self.connection.execute("DELETE FROM failures WHERE path = ?", (photo.path,))
-        values = {
-            **asdict(photo),
-            "id": photo_id,
-            "added_in": self.generation,
-            "sha256": bytes.fromhex(photo.sha256),
-        }
+        values = asdict(photo) | {"id": photo_id, "added_in": self.generation}
+        values["sha256"] = bytes.fromhex(photo.sha256)
         self.connection.execute(
             "INSERT INTO photos (id, added_in, path, size_bytes, mtime_ns, ctime_ns, inode, "
             "sha256, row, partial) VALUES (:id, :added_in, :path, :size_bytes, :mtime_ns, "
@@ -570,32 +555,23 @@ class Catalogue:
             f"SELECT size_bytes, sha256, row, partial FROM photos WHERE id = ? AND {_KNOWN}",
             (photo_id,),
         ).fetchone()
-        return Embedding(
-            path, size_bytes, stamps[0], sha256.hex(), row, stamps[1], stamps[2], partial
-        )
+        return Embedding(path, size_bytes, stamps[0], sha256.hex(), row, *stamps[1:], partial)
 
     def _end(self, photo_id: int) -> None:
         """End a photo's current version; an unpublished one is deleted."""
-        self.connection.execute(
-            "DELETE FROM photos WHERE id = ? AND added_in = ?", (photo_id, self.generation)
-        )
-        self.connection.execute(
-            f"UPDATE photos SET removed_in = ? WHERE id = ? AND {_KNOWN}",
-            (self.generation, photo_id),
-        )
+        values = self.generation, photo_id
+        self.connection.execute("DELETE FROM photos WHERE added_in = ? AND id = ?", values)
+        query = f"UPDATE photos SET removed_in = ? WHERE id = ? AND {_KNOWN}"
+        self.connection.execute(query, values)
 
     def _lose(self, photo_id: int) -> bool:
         """Hide a photo from the next generation on; return whether it was there."""
-        changed = self.connection.execute(
-            f"UPDATE photos SET missing_in = ? WHERE id = ? AND {_LIVE}",
-            (self.generation, photo_id),
-        )
-        return changed.rowcount > 0
+        query = f"UPDATE photos SET missing_in = ? WHERE id = ? AND {_LIVE}"
+        return self.connection.execute(query, (self.generation, photo_id)).rowcount > 0
 
     def _id_at(self, path: bytes) -> int | None:
-        found = self.connection.execute(
-            f"SELECT id FROM photos WHERE path = ? AND {_KNOWN}", (path,)
-        ).fetchone()
+        query = f"SELECT id FROM photos WHERE path = ? AND {_KNOWN}"
+        found = self.connection.execute(query, (path,)).fetchone()
         return None if found is None else integer(found[0])
 
     def _rows(self, query: str) -> Iterator[int]:
@@ -603,14 +579,18 @@ class Catalogue:
             yield row
 
     def _put_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
-        self.connection.executemany(
-            "INSERT OR REPLACE INTO row_checksums VALUES (?, ?)", enumerate(crc32s, first_row)
-        )
+        query = "INSERT OR REPLACE INTO row_checksums VALUES (?, ?)"
+        self.connection.executemany(query, enumerate(crc32s, first_row))
 
     def _fact(self, name: str, default: int = 0) -> int:
         with values_checked(self.path):
-            found = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,))
-            return integer((found.fetchone() or (default,))[0])
+            value = self._stored(name)
+            return default if value is None else integer(value)
+
+    def _stored(self, name: str) -> object:
+        """Return the value of a fact; `None` if there is none."""
+        found = self.connection.execute("SELECT value FROM facts WHERE name = ?", (name,))
+        return (found.fetchone() or (None,))[0]
 
     def _set_fact(self, name: str, value: object) -> None:
         self.connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))

@@ -20,9 +20,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.folder import folder_counts, list_failures, partly_readable
+from sbtk_runtime.gallery.folder import folder_counts, list_failures, partly_readable, roots_to_walk
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
-from sbtk_runtime.gallery.update import roots_to_walk
 from sbtk_runtime.web.auth import HOST, is_loopback
 from sbtk_runtime.web.errors import error_answers, problem_answer
 from sbtk_runtime.web.indexing import Indexer

@@ -25,7 +25,7 @@ from sbtk_runtime.files import atomic_path, sha256_of_file
 from sbtk_runtime.preprocess import CROPPED, PREPROCESSING, SIZE_PX
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.config import Compute
+from sbtk_train.compute import Compute
 from sbtk_train.data import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier
 from sbtk_train.models.cse_resnet import CseTrunk

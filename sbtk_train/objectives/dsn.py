@@ -19,7 +19,8 @@ from sbtk_train.batches.augment import (
 )
 from sbtk_train.batches.sampler import Batch, sample_epoch, sample_shuffled
 from sbtk_train.batches.shards import BatchRngs
-from sbtk_train.config import Compute, DsnRecipe, TrainConfig
+from sbtk_train.compute import Compute
+from sbtk_train.config import DsnRecipe, TrainConfig
 from sbtk_train.data import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES, read_weights
 from sbtk_train.models.cse_resnet import (

@@ -33,15 +33,14 @@ from sbtk_runtime.files import (
     write_json_atomically,
 )
 from sbtk_runtime.preprocess import Preprocessing
+from sbtk_train.compute import Compute, choose_compute
 from sbtk_train.config import (
     FREE_FIELDS,
     PATH_FIELDS,
     PROVENANCE_FIELDS,
-    Compute,
     Method,
     Recipe,
     TrainConfig,
-    choose_compute,
     default_recipe,
     make_recipe,
     read_config,

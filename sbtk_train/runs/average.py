@@ -25,7 +25,8 @@ from sbtk_runtime.files import sha256_of_file, write_json_atomically
 from sbtk_runtime.preprocess import SIZE_PX, Kind, Preprocessing
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.config import Compute, TrainConfig, choose_compute
+from sbtk_train.compute import Compute, choose_compute
+from sbtk_train.config import TrainConfig
 from sbtk_train.data import Division, ImageSet, ImageSource, read_dataset
 from sbtk_train.data.splits import open_split
 from sbtk_train.models.refit import refit_embedding

@@ -15,7 +15,8 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.preprocess import CROPPED, SIZE_PX
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import Unreadable, drop_unreadable, load_pixels
-from sbtk_train.config import Compute, SbtknetRecipe, TrainConfig, choose_compute
+from sbtk_train.compute import Compute, choose_compute
+from sbtk_train.config import SbtknetRecipe, TrainConfig
 from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames, read_names
 from sbtk_train.data.image_set import select_images

@@ -17,7 +17,8 @@ from sbtk_runtime.evaluation.protocol import Measure
 from sbtk_runtime.preprocess import SIZE_PX, Kind, Preprocessing
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.config import Compute, Selection
+from sbtk_train.compute import Compute
+from sbtk_train.config import Selection
 from sbtk_train.data import Division, ImageSet, ImageSource, Rows
 from sbtk_train.data.image_set import select_images
 from sbtk_train.models.student import Student, domains_of

@@ -13,7 +13,8 @@ from sbtk_runtime.preprocess import Preprocessing
 from sbtk_train.batches.pixels import PixelStore, fits_in_memory
 from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchRngs, BatchShard
-from sbtk_train.config import Compute, TrainConfig
+from sbtk_train.compute import Compute
+from sbtk_train.config import TrainConfig
 from sbtk_train.data import ImageSet
 from sbtk_train.models.student import Student
 from sbtk_train.objectives.objective import Objective

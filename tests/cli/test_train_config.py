@@ -11,7 +11,8 @@ import pytest
 from sbtk_cli.main import main
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import sha256_of_file
-from sbtk_train.config import CONFIG_NAME, choose_compute, read_config, read_settings
+from sbtk_train.compute import choose_compute
+from sbtk_train.config import CONFIG_NAME, read_config, read_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sbtk_cli.main import main
 from sbtk_runtime.bundle import Bundle, read_golden
 from sbtk_runtime.preprocess import CROPPED, WHOLE, Kind, Preprocessing
-from sbtk_train.config import Compute, choose_compute
+from sbtk_train.compute import Compute, choose_compute
 from sbtk_train.models.student import Student
 from sbtk_train.runs.checkpoint import load_run
 from sbtk_train.runs.evaluate import make_pixel_embedder

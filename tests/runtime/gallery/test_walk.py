@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadData
+from sbtk_runtime.gallery.folder import absolute_roots
 from sbtk_runtime.gallery.walk import (
     Followed,
     Found,
     LeftOut,
     LeftOutTally,
     Skipped,
-    absolute_roots,
     left_out_sentences,
     refuse_nothing,
     walk,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.preprocess import CROPPED
-from sbtk_train.config import choose_compute
+from sbtk_train.compute import choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.context import build_context
 from sbtk_train.runs.evaluate import make_pixel_embedder, score

@@ -16,7 +16,8 @@ import torch
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.preprocess import CROPPED
-from sbtk_train.config import SbtknetRecipe, TrainConfig, choose_compute, make_recipe, read_config
+from sbtk_train.compute import choose_compute
+from sbtk_train.config import SbtknetRecipe, TrainConfig, make_recipe, read_config
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.runs.checkpoint import STUDENT, load_run, load_state, newest_run
 from sbtk_train.runs.context import build_context
