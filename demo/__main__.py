@@ -209,7 +209,7 @@ def results_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def results_page(outcomes: Sequence[Outcome]) -> str:
-    """Return an HTML page with each sketch beside its first hits, linked to its contact sheet."""
+    """Return an HTML page with each sketch and its first hits, linked to its contact sheet."""
     rows = "\n".join(
         f'<h2><a href="{outcome.subject.name}.html">{html.escape(outcome.subject.name)}</a></h2>'
         f"<p>The right photo is hit {outcome.right_rank} of {outcome.count:,}.</p>"

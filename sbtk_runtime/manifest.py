@@ -242,7 +242,7 @@ class GalleryManifest:
         shard: which part of the photos the gallery holds; `None` for all of them.
         regions: of each photo; `None` if only whole frames are kept.
         format: 5 for a gallery with regions, 4 for a shard, else 2 for a binary gallery, 3 for one
-            with sign codes, else 1. An older sbtk refuses the formats that it does not know.
+            with sign codes, else 1. An older sbtk refuses newer formats.
     """
 
     generation: int
@@ -275,7 +275,7 @@ class GalleryManifest:
         values = asdict(self)
         for name in ("codes", "shard", "regions"):
             if values[name] is None:
-                del values[name]  # which an sbtk that reads older formats does not know
+                del values[name]  # older versions refuse unknown keys
         write_json_atomically(folder / MANIFEST_NAME, values | {"checksum": _checksum(values)})
 
 

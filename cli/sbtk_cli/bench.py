@@ -494,9 +494,31 @@ def map_command(
     metavar="FILE",
     help="Use the embeddings of a .npz file as queries.  [default: similar to the searched ones]",
 )
-@click.option("--dim", type=options.IntRange(2, 65536), default=512, show_default=True)
-@click.option("--seed", type=options.IntRange(min=0), default=0, show_default=True)
-@click.option("-k", "k", type=options.IntRange(min=1), default=10, show_default=True)
+@click.option(
+    "--dim",
+    type=options.IntRange(2, 65536),
+    metavar="N",
+    default=512,
+    show_default=True,
+    help="Length of synthetic vectors.",
+)
+@click.option(
+    "--seed",
+    type=options.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Random seed of synthetic vectors and queries.",
+)
+@click.option(
+    "-k",
+    "k",
+    type=options.IntRange(min=1),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Number of hits of a query.",
+)
 @click.option(
     "--ef",
     "efs",

@@ -160,8 +160,8 @@ def list_plans(as_json: bool) -> int:
 def clear(bundle: str | None, is_all: bool, as_json: bool, quiet: bool) -> int:
     """Remove the plans of a model, or all of them.
 
-    BUNDLE is a folder, a name, or a MODEL of 'sbtk engine list', whose bundle may be gone.
-    Removed plans can be built again.
+    BUNDLE is a folder, a name, or a MODEL of 'sbtk engine list', whose bundle may have been
+    deleted. Removed plans can be built again.
     """
     from sbtk_runtime.engines.tensorrt.cache import PlanCache, cache_folder
 

@@ -92,7 +92,7 @@ _HEADING = ("", "COSINE MIN", "MEAN", "|NORM-1|", "TOP 10", "mAP", "OF TORCH")
 )
 @options.regions(
     "Also compare the embeddings of N regions a photo (9 or 16, by default 16) with torch's and "
-    "record that in manifest and card. With a bundle as RUN only that, compared with its most "
+    "record that in manifest and card. If RUN is a bundle, do only that, and compare with its most "
     "exact file; with -o DIR instead write ONNX files that return embeddings (images, N, D)."
 )
 @click.option(

@@ -86,9 +86,9 @@ def command(
     from sbtk_runtime.gallery.folder import (
         check_model,
         make_folder,
+        roots_to_walk,
         translate_os_errors,
     )
-    from sbtk_runtime.gallery.update import roots_to_walk
 
     if gallery is None:
         bundle = Bundle.open(model)
@@ -157,7 +157,7 @@ def command(
 def default_gallery(photos: Sequence[Path], model_id: str) -> Path:
     """Return the folder of the gallery for a set of folders and a model, in the user's data folder.
 
-    A new default model indexes the photos again, beside the earlier model's gallery.
+    A new default model indexes the photos again; the earlier model's gallery is kept.
     """
     from platformdirs import user_data_path
 

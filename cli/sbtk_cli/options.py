@@ -185,8 +185,8 @@ at = click.option(
     callback=_at,
     help="A collection in a database instead of a gallery on disk, as 'sbtk push' fills it: "
     "postgresql://USER@HOST/DATABASE (extra 'postgres'), or milvus://HOST:PORT, https:// with TLS "
-    "(extra 'milvus'), with ?collection=NAME for another than 'sbtk'. Take the password from "
-    "PGPASSWORD or ~/.pgpass, of Milvus from SBTK_TOKEN, rather than from the URL.",
+    "(extra 'milvus'); ?collection=NAME names another collection than 'sbtk'. Give the password in "
+    "PGPASSWORD or ~/.pgpass, for Milvus in SBTK_TOKEN, rather than in the URL.",
 )
 mounts = click.option(
     "--photos",
@@ -260,7 +260,7 @@ as_detected = click.option(
     "--as",
     "kind",
     type=click.Choice(["sketch", "photo"]),
-    help=f"{_AS_HELP}  [default: detected, and a sketch in doubt]",
+    help=f"{_AS_HELP}  [default: detected; if unclear, a sketch]",
 )
 # `default=None` would count as a value in newer versions of click, so this is a separate option.
 as_required = click.option(

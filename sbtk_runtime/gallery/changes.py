@@ -100,7 +100,7 @@ class Loss:
     Attributes:
         path: absolute.
         lost: the number of missing photos.
-        before: the number of photos that the gallery knows there, found or missing.
+        before: the number of photos that the gallery has there, found or missing.
         is_empty: whether no photo is found there now.
     """
 

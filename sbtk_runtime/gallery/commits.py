@@ -148,7 +148,7 @@ class PendingCommit:
         return found
 
     def clear(self) -> None:
-        """Forget what was committed; copies keep waiting."""
+        """Drop what was committed; copies keep waiting."""
         self._copies.note_committed(self.embedded)
         self.embedded.clear()
         self.failures.clear()

@@ -149,7 +149,7 @@ def exact_search(
         rows: `(N,) int64`, the rows to search.
         query: `(D,) float32`, of length 1.
         k: number of results; fewer if there are fewer rows.
-        on_lost: told of the damaged ones of `rows`.
+        on_lost: called with the damaged ones of `rows`.
     """
     best_rows = np.empty(0, dtype=np.int64)
     best_scores = np.empty(0, dtype=np.float32)
@@ -184,7 +184,7 @@ def hamming_search(
         rows: `(N,) int64`, the rows to search.
         query: `(W,) uint8`, packed like the codes.
         k: number of results, at least 1; fewer if there are fewer rows.
-        on_lost: told of the missing ones of `rows`.
+        on_lost: called with the missing ones of `rows`.
     """
     near_rows = np.empty(0, dtype=np.int64)
     near = np.empty(0, dtype=np.uint16)

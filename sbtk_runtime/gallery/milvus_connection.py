@@ -322,7 +322,7 @@ def _of_transport(code: grpc.StatusCode, text: str, address: Address, limit_s: i
         return wants_tls
     if "Failed parsing HTTP/2" in text or "http2 header with status" in text:
         return RemoteError(
-            f"{shown} is no server of Milvus: {text}", "Milvus 2.3 or newer", "correct --at"
+            f"{shown} is not a Milvus server: {text}", "Milvus 2.3 or newer", "correct --at"
         )
     if "hostname lookup" in text:
         return RemoteError(f"there is no such host: {text}", "", "correct the host in --at")

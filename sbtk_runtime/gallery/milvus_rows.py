@@ -214,7 +214,7 @@ def _first(
 
 
 class NewestFirst:
-    """Photos in order of their times, newest first, of which Milvus knows no order.
+    """Photos in order of their times, newest first; Milvus cannot sort.
 
     Photos since a point in time are counted until their number is close enough.
 

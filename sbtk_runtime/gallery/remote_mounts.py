@@ -15,7 +15,7 @@ from sbtk_runtime.gallery.sources import matching_source
 
 
 class Mounts:
-    """Paths here of photos that a collection knows by source and relative path.
+    """Local paths of photos that a collection stores by source and relative path.
 
     Attributes:
         folders: the absolute folders in which the photos of sources are mounted, by source.

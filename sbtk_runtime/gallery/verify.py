@@ -193,7 +193,7 @@ def _check_codes(
         problems.append(f"the sign codes of {wrong:,} photos are wrong; {_REMAKE_CODES}")
         return
     found = 0
-    # As in a search, removed photos are no candidates.
+    # As in a search, removed photos are not candidates.
     is_allowed = make_row_mask(rows)
     for embedding in vectors.read(sample)[0]:
         candidates = np.sort(codes.candidates(embedding, LEAST_CANDIDATES, is_allowed))

@@ -108,7 +108,7 @@ class Indexer:
         return self._progress
 
     def update(self, roots: Sequence[Path] = ()) -> None:
-        """Index folders and files; by default all that the gallery knows.
+        """Index folders and files; by default all of the gallery.
 
         Raises:
             Busy: too many jobs wait, or the server is stopping.

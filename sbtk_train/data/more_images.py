@@ -266,7 +266,7 @@ def _describe_look_alikes(
             if is_near(name, unseen):
                 yield describe_look_alike(LookAlike(name, unseen))
         if other := _find_alike(name, (*classes, *names[:place])):
-            yield f"{name!r} is a class of its own beside {other!r}; --class-map can make them one"
+            yield f"{name!r} and {other!r} are two classes; --class-map can make them one"
 
 
 def _describe_unused(names: ClassMap, used: Collection[str | None]) -> Iterator[str]:

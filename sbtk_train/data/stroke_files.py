@@ -136,7 +136,7 @@ def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     # What does not start as an array comes back as bytes.
     strange = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if strange:
-        raise _bad(path, f"{strange[0]} that is no array", ", ".join(_ARRAYS))
+        raise _bad(path, f"{strange[0]} that is not an array", ", ".join(_ARRAYS))
     return arrays
 
 

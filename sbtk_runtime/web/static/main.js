@@ -172,7 +172,7 @@ function showIndexing() {
   const { state, isBusy, isConnected } = indexing;
   const result = isBusy || !isConnected ? "" : resultText(indexing);
   if (result !== "") showToast(result);
-  // After one job the next may have begun: for the monitor that is no change.
+  // After one job the next may have begun, which the monitor does not report as a change.
   if (!isBusy || !isConnected || state?.generation !== monitor.health.generation) void monitor.check().then(watchIndexing);
 }
 
