@@ -6,9 +6,9 @@ A headless Chromium (Debian's `chromium`, or SBTK_CHROMIUM) shows the recent pho
 the page of `sbtk serve`, and scrolls until the last of them is shown. Nothing is searched, so a
 model of a few pixels indexes the photos, which would take the included one longer than the rest.
 JavaScript's memory is measured after garbage collections, the browser's as the proportional set
-sizes of its processes: as they are, and after the browser was told that memory is short and its HTTP
-cache was cleared. What is left is what the page holds; a headless window keeps that cache in memory,
-a user's profile on disk.
+sizes of its processes: as they are, and after the browser was told that memory is short and its
+HTTP cache was cleared. What is left is what the page holds; a headless window keeps that cache in
+memory, a user's profile on disk.
 """
 
 from __future__ import annotations
