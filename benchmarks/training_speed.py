@@ -1,4 +1,4 @@
-"""Images/s of `sbtk train` on a CPU beside a bare PyTorch loop, eager and compiled.
+"""Images/s of `sbtk train` and of a bare PyTorch loop, eager and compiled, on a CPU.
 
 The bare loop trains the same student on one batch that is ready in memory: forward, cross-entropy,
 backward, AdamW. Each is a process of its own, because the trainer changes how a process keeps its

@@ -150,7 +150,7 @@ def _text(value: Any) -> str | None:
         value = value.decode("utf-8", "replace")
     if not isinstance(value, str):
         return None
-    # Pillow takes texts for Latin-1; many cameras and programs write UTF-8.
+    # Pillow assumes that texts are Latin-1; many cameras and programs write UTF-8.
     with contextlib.suppress(UnicodeError):
         value = value.encode("latin-1").decode("utf-8")
     text = printable_text(value.partition("\0")[0].strip())

@@ -267,7 +267,7 @@ def require_kind(text: str) -> Kind:
 
 
 def require_several(images: Iterable[T]) -> Iterable[T]:
-    """Return images or their paths, unless it is one: its characters, lines or rows are none.
+    """Return several images or paths; refuse a single one, which is iterable, too.
 
     Raises:
         BadConfig: it is a single path or image.

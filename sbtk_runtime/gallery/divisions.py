@@ -1,4 +1,4 @@
-"""Which shards of which folders galleries hold: none must be missing, and none be there twice."""
+"""The shards of each folder that galleries hold: each shard must be there exactly once."""
 
 from __future__ import annotations
 

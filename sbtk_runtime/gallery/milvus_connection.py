@@ -342,7 +342,7 @@ def _of_transport(code: grpc.StatusCode, text: str, address: Address, limit_s: i
 
 
 def _without_tls(address: Address) -> RemoteError | None:
-    """Return the error of a URL without TLS whose server has TLS; `None` if that is not so.
+    """Return the error for a URL without TLS if its server uses TLS, else `None`.
 
     gRPC only says that such a server closed the connection, as one that starts does.
     """

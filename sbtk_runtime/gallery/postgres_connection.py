@@ -41,7 +41,7 @@ _PASSING = {"57P01", "57P02", "57P03", "40P01", "40001", "55P03"}
 
 
 class Session:
-    """One connection at a time, made again when it was lost.
+    """One connection at a time, reopened after it was lost.
 
     A server that stands still keeps the connection open, so a transaction that takes too long is
     ended from here.

@@ -50,7 +50,7 @@ class RemoteError(SbtkError):
 
 
 class RemoteUnavailable(RemoteError):
-    """A database does not answer; it may later."""
+    """The database does not respond, but may do so later."""
 
 
 @dataclass(frozen=True)
@@ -397,7 +397,7 @@ def retrying(work: Callable[[], Result], patience_s: float, notify: Notify | Non
         notify: called before the first pause with a sentence for the user.
 
     Raises:
-        RemoteUnavailable: the database still is after `patience_s` seconds.
+        RemoteUnavailable: the database is still unavailable after `patience_s` seconds.
         SbtkError: any other error, at once.
     """
     ends = time.monotonic() + patience_s

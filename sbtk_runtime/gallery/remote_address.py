@@ -1,4 +1,4 @@
-"""Addresses of collections in databases, and what of them may be shown."""
+"""Addresses of collections in databases, as they are used and as they are shown."""
 
 from __future__ import annotations
 

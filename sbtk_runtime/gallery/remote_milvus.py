@@ -163,7 +163,7 @@ class MilvusStore:
             self._show_all(connection)
 
     def _show_all(self, connection: MilvusConnection) -> None:
-        """Let those who read without waiting see from now on what was written."""
+        """Make what was written visible to readers that do not wait."""
         photos = self._address.collection
         for collection in (Documents(connection).collection, photos):
             connection.count(collection, "", consistency="Strong")
@@ -423,7 +423,7 @@ class _Claim:
         """Make sure that the claim still holds.
 
         Raises:
-            RemoteError: this process stood still for so long that another push took over.
+            RemoteError: this process was suspended for so long that another push took over.
         """
         if time.monotonic() - self._beaten_s > LEASE_S and not self._is_lost:
             self._confirm()

@@ -54,7 +54,7 @@ class Mounts:
         return os.fsdecode(mount.rstrip(b"/") + b"/" + relative)
 
     def place(self, under: Path | str, sources: Iterable[str]) -> RemoteFilter | None:
-        """Return the folders that a path names here; `None` if it is in no source, nor above one.
+        """Return the folders that a path names here; `None` if no source is there.
 
         Sources may be mounted below it, in it, or in each other.
         """

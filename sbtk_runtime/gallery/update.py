@@ -301,7 +301,7 @@ class _Update:
                 not catalogue.live()
                 and not is_empty_shard
                 and (changes.walked or not catalogue.missing())
-                # Otherwise a disk is missing, which a warning says.
+                # Otherwise a disk is missing, and a warning says so.
                 and not any(loss.lost for loss in losses)
             ):
                 raise BadGallery(
@@ -383,7 +383,7 @@ class _Update:
         )
 
     def _leave_codes_of_other_rows(self, catalogue: Catalogue) -> None:
-        """Have codes, graph and neighbours made again if the catalogue is older, as a backup is.
+        """Rebuild codes, graph and neighbours if the catalogue is older, such as a backup.
 
         Rows that it does not list will be those of other photos. `vacuum` removes what is left, as
         this update may be killed.

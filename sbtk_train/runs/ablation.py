@@ -63,7 +63,7 @@ from sbtk_train.runs.run import train
 
 #: Marks a finished run; others are resumed.
 DONE = "done.json"
-#: Key of the hash of the measured images, beside the figures.
+#: Key of the hash of the measured images, next to the metrics.
 _IMAGES = "images_sha256"
 
 

@@ -167,7 +167,7 @@ def build_plan(
     worker = threading.Thread(target=build.run, name="sbtk plan build")
     worker.start()
     try:
-        # Not Thread.join: Python 3.11 takes a thread for ended once a signal interrupts that.
+        # Not Thread.join: once a signal interrupts it, Python 3.11 considers the thread ended.
         while not build.ended.wait(_TICK_S):
             progress(build.watch.progress())
         progress(build.watch.progress())
