@@ -28,8 +28,8 @@ from benchmarks.result import Result, print_result
 from sbtk_export.card import CARD_NAME, render_model_card
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.manifest import FileRecord, MatchRule, read_bundle_manifest
-from sbtk_train.data import divide, read_dataset
-from sbtk_train.data.splits import open_split
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.splits import divide, open_split
 
 SIZES = (50, 100, 300, 1000, 3000, 6000)
 _PER_CLASS = (1, 5, 25)

@@ -11,8 +11,7 @@ from PIL import Image
 
 from sbtk_runtime.generated_inputs import generate_photos, generate_sketches
 from sbtk_train.batches.sampler import PER_CLASS
-from sbtk_train.data import ImageSet
-from sbtk_train.data.image_set import select_images
+from sbtk_train.data.image_set import ImageSet, select_images
 
 #: Enough classes for a batch of 256 images, and one for validation; images per class.
 _CLASSES, _PER_CLASS = 66, 30

@@ -41,7 +41,7 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.regions import DEFAULT_REGIONS
 from sbtk_runtime.rerank import Rerank
-from sbtk_train.data import ImageSet, ImageSource
+from sbtk_train.data.image_set import ImageSet, ImageSource
 
 SIDES = {"a third": 1 / 3, "a half": 1 / 2, "two thirds": 2 / 3}
 _WHOLE, _OTHERS = "whole photos", "others"

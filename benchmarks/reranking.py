@@ -27,10 +27,11 @@ from benchmarks.drawings import (
 from benchmarks.result import Result, print_result
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.rerank import RERANKS, Rerank, Reranker
-from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.data.more_images import open_class_map
-from sbtk_train.data.splits import open_split
+from sbtk_train.data.splits import Division, divide, open_split
 from sbtk_train.data.stroke_files import Drawing, read_stroke_file
 
 _PHOTOS_PER_CLASS = (1, 5, 10, 25)

@@ -19,8 +19,9 @@ from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import CROPPED, KINDS, SIZE_PX, Kind, Pixels, Preprocessing
-from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.class_names import class_key
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet, select_classes
 from sbtk_train.data.splits import (
     CALIBRATION_PER_KIND,
     MIN_CALIBRATION_PER_KIND,

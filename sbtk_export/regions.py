@@ -35,8 +35,8 @@ from sbtk_runtime.preprocess import SIZE_PX, Pixels, domains_of, prepare
 from sbtk_runtime.region_graph import region_graph
 from sbtk_runtime.regions import CELL_PX, RegionGrid
 from sbtk_train.batches.augment import normalise
-from sbtk_train.data import read_dataset
 from sbtk_train.data.class_names import class_key
+from sbtk_train.data.dataset import read_dataset
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Notify
 

@@ -45,7 +45,7 @@ def test_a_model_is_not_measured_on_classes_of_other_data_that_it_was_trained_on
 
 def test_the_rank_of_a_sketchs_own_photo_is_that_of_a_plain_loop(tmp_path: Path) -> None:
     from benchmarks.reranking import own_photos, own_ranks
-    from sbtk_train.data import read_dataset
+    from sbtk_train.data.dataset import read_dataset
 
     for name in ("sketch/cat/n01_5-1.png", "sketch/cat/n01_5-12.png", "sketch/dog/n02_7-2.png"):
         touch(tmp_path / name)
@@ -75,8 +75,8 @@ def touch(path: Path) -> None:
 
 def test_held_out_sketches_are_those_of_the_models_own_division(tmp_path: Path) -> None:
     from benchmarks.reranking import own_division
-    from sbtk_train.data import divide, read_dataset
-    from sbtk_train.data.splits import open_split
+    from sbtk_train.data.dataset import read_dataset
+    from sbtk_train.data.splits import divide, open_split
     from tests.tiny_data import write_dataset
 
     data = read_dataset(write_dataset(tmp_path / "data"))

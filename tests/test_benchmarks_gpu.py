@@ -27,7 +27,8 @@ from benchmarks.gpu_timing import TimingConfig, time_by_clock
 from benchmarks.gpu_training_data import cut_evenly, repeat_images, sketches_per_step
 from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_train.batches.sampler import sample_class_balanced
-from sbtk_train.data import ImageSet, read_dataset
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.sbtknet import SbtknetStudent
 from tests.tiny_data import write_dataset
 

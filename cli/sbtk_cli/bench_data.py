@@ -18,9 +18,9 @@ from sbtk_runtime.evaluation.evaluation import PHOTO_QUERIES_PER_CLASS
 from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Protocol, draw_seen
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import BundleManifest
-from sbtk_train.data import ImageSet, read_dataset, select_classes
 from sbtk_train.data.class_names import ClassNames
-from sbtk_train.data.image_set import select_images
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet, select_classes, select_images
 from sbtk_train.data.splits import Split, find_listing, open_split, split_names
 
 Classes = Literal["unseen", "validation"]

@@ -53,7 +53,7 @@ from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.machine import Machine
 from sbtk_runtime.manifest import MANIFEST_NAME, BundleManifest, Precision
 from sbtk_runtime.preprocess import CROPPED, Kind
-from sbtk_train.data import read_dataset
+from sbtk_train.data.dataset import read_dataset
 
 #: Default log of evaluations on unseen classes, in a checkout of sbtk.
 UNSEEN_LOG = Path("benchmarks/unseen.log")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sbtk_runtime.errors import BadConfig
-from sbtk_train.data import ImageSet, Rows
+from sbtk_train.data.image_set import ImageSet, Rows
 from sbtk_train.data.stroke_files import Drawing
 
 #: Sketches, and photos, of each class in a class-balanced batch.

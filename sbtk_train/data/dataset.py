@@ -25,6 +25,9 @@ from sbtk_train.data.image_set import (
 from sbtk_train.data.layouts import PARTS, Layout, ListFolder, read_list_folder, recognise
 from sbtk_train.data.splits import join_names
 
+#: Largest share of missing images in a list file; if more are missing, something was not unpacked.
+MAX_MISSING_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class MissingImages:
@@ -56,6 +59,29 @@ class Dataset:
     duplicates: int
     renamed: tuple[tuple[str, str], ...]
     ignored: dict[Kind, Ignored]
+
+
+def read_dataset(root: Path, *, keep_duplicates: bool = False) -> ImageSet:
+    """Return every sketch and photo of the data set in `root`; see `sbtk_train.data.layouts`.
+
+    Args:
+        root: the data set's folder, or a folder with nothing else in it.
+        keep_duplicates: use photos that are in two of Sketchy Ext's folders twice, as published
+            galleries do.
+
+    Raises:
+        BadData: no layout is recognised, a list file is damaged, or many of its images are missing.
+    """
+    found = open_dataset(root, keep_duplicates=keep_duplicates)
+    for each in found.missing:
+        if len(each.missing) > MAX_MISSING_SHARE * each.listed:
+            raise BadData(
+                f"{printable_name(each.file)} lists {each.listed} images, of which "
+                f"{len(each.missing)} are missing; first {printable_name(each.missing[0])}",
+                f"at most {MAX_MISSING_SHARE:.0%} missing",
+                f"unpack the rest, or see: sbtk data check {printable_name(found.layout.root)}",
+            )
+    return found.images
 
 
 def open_dataset(root: Path, *, keep_duplicates: bool = False) -> Dataset:

@@ -20,7 +20,8 @@ from sbtk_runtime.preprocess import SIZE_PX, Kind, Preprocessing
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.compute import Compute
-from sbtk_train.data import Division, ImageSource
+from sbtk_train.data.image_set import ImageSource
+from sbtk_train.data.splits import Division
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import domains_of
 

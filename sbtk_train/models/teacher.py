@@ -26,7 +26,7 @@ from sbtk_runtime.preprocess import CROPPED, PREPROCESSING, SIZE_PX
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.compute import Compute
-from sbtk_train.data import ImageSet
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier
 from sbtk_train.models.cse_resnet import CseTrunk
 from sbtk_train.progress import Notify

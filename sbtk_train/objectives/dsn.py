@@ -21,7 +21,7 @@ from sbtk_train.batches.sampler import Batch, sample_epoch, sample_shuffled
 from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.compute import Compute
 from sbtk_train.config import DsnRecipe, TrainConfig
-from sbtk_train.data import ImageSet
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES, read_weights
 from sbtk_train.models.cse_resnet import (
     SE_RESNET50,

@@ -16,7 +16,7 @@ from sbtk_train.batches.sampler import (
 )
 from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.config import SbtknetRecipe
-from sbtk_train.data import ImageSet
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.student import StudentOutput
 from sbtk_train.objectives.losses import (
     batch_hard_loss,

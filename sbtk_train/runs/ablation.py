@@ -46,7 +46,8 @@ from sbtk_train.config import (
     read_config,
     recipe_type,
 )
-from sbtk_train.data import ImageSet, read_dataset, select_classes
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet, select_classes
 from sbtk_train.data.splits import open_split
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Listener, Notify

@@ -27,8 +27,9 @@ from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.compute import Compute, choose_compute
 from sbtk_train.config import TrainConfig
-from sbtk_train.data import Division, ImageSet, ImageSource, read_dataset
-from sbtk_train.data.splits import open_split
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet, ImageSource
+from sbtk_train.data.splits import Division, open_split
 from sbtk_train.models.refit import refit_embedding
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import Student, batch_domains

@@ -17,11 +17,19 @@ from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import Unreadable, drop_unreadable, load_pixels
 from sbtk_train.compute import Compute, choose_compute
 from sbtk_train.config import SbtknetRecipe, TrainConfig
-from sbtk_train.data import Division, ImageSet, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames, read_names
-from sbtk_train.data.image_set import select_images
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet, select_images
 from sbtk_train.data.more_images import append_images, open_class_map, read_more
-from sbtk_train.data.splits import Split, find_export_problem, join_names, open_split, refuse_absent
+from sbtk_train.data.splits import (
+    Division,
+    Split,
+    divide,
+    find_export_problem,
+    join_names,
+    open_split,
+    refuse_absent,
+)
 from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext, synchronise_batch_norms
 from sbtk_train.models.backbone import (
     build_trunk,

@@ -19,8 +19,8 @@ from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.compute import Compute
 from sbtk_train.config import Selection
-from sbtk_train.data import Division, ImageSet, ImageSource, Rows
-from sbtk_train.data.image_set import select_images
+from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, select_images
+from sbtk_train.data.splits import Division
 from sbtk_train.models.student import Student, domains_of
 from sbtk_train.runs.feature_maps import FeatureMaps
 

@@ -24,8 +24,7 @@ from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchRng, BatchRngs, make_generator
 from sbtk_train.compute import Compute
-from sbtk_train.data import ImageSet, ImageSource
-from sbtk_train.data.image_set import identify_source
+from sbtk_train.data.image_set import ImageSet, ImageSource, identify_source
 from sbtk_train.models.student import Student, domains_of
 from sbtk_train.progress import Notify
 

@@ -15,7 +15,7 @@ from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchRngs, BatchShard
 from sbtk_train.compute import Compute
 from sbtk_train.config import TrainConfig
-from sbtk_train.data import ImageSet
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.student import Student
 from sbtk_train.objectives.objective import Objective
 from sbtk_train.progress import Listener

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.preprocess import CROPPED, PREPROCESSINGS, WHOLE, Preprocessing, prepare
 from sbtk_train.batches.pixels import PixelStore, drop_unreadable
-from sbtk_train.data import read_dataset
+from sbtk_train.data.dataset import read_dataset
 from tests.tiny_data import write_dataset
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.data import read_dataset
 from sbtk_train.data.class_names import (
     ClassNames,
     class_key,
@@ -19,6 +18,7 @@ from sbtk_train.data.class_names import (
     read_names,
     suggest_names,
 )
+from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import match_names
 from sbtk_train.data.splits import open_split, split_names
 from tests.tiny_data import write_dataset

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.errors import BadData
-from sbtk_train.data import Division, divide, read_dataset
-from sbtk_train.data.splits import Split
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.splits import Division, Split, divide
 from tests.tiny_data import CLASSES, write_dataset
 
 NONE_UNSEEN = Split("none", ("nothing",))

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadData
-from sbtk_train.data import ImageSet, divide, read_dataset
-from sbtk_train.data.dataset import open_dataset
+from sbtk_train.data.dataset import open_dataset, read_dataset
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.data.layouts import recognise
-from sbtk_train.data.splits import Split, open_split
+from sbtk_train.data.splits import Split, divide, open_split
 from tests.tiny_data import write_dataset
 from tests.tiny_layouts import (
     SEEN,

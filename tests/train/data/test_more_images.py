@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.data import Division, divide, read_dataset
 from sbtk_train.data.class_names import ClassNames
+from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.more_images import (
     ClassMap,
     append_images,
@@ -15,7 +15,7 @@ from sbtk_train.data.more_images import (
     open_class_map,
     read_more,
 )
-from sbtk_train.data.splits import Split, open_split, split_names
+from sbtk_train.data.splits import Division, Split, divide, open_split, split_names
 from sbtk_train.data.stroke_files import Drawing
 from tests.tiny_data import polygon, write_dataset, write_strokes
 

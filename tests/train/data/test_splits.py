@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_train.data import divide, read_dataset
+from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.splits import (
     LookAlike,
     Split,
     describe_matches,
+    divide,
     join_names,
     match_classes,
     open_split,

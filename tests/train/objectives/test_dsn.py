@@ -16,7 +16,7 @@ from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.shards import BatchRng, BatchRngs
 from sbtk_train.compute import Compute
 from sbtk_train.config import DsnRecipe, Method, TrainConfig, make_recipe
-from sbtk_train.data import ImageSet
+from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.backbone import build_trunk, load_trunk, read_weights
 from sbtk_train.models.cse_resnet import build_cse_trunk, load_cse_trunk
 from sbtk_train.models.student import StudentOutput

@@ -19,7 +19,7 @@ from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.compute import Compute
 from sbtk_train.config import CONFIG_NAME, TrainConfig
-from sbtk_train.data import read_dataset
+from sbtk_train.data.dataset import read_dataset
 from sbtk_train.models.student import Student
 from sbtk_train.runs.average import average_runs, measure_batch_norms
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run

@@ -17,7 +17,7 @@ from sbtk_train.batches.pixels import load_pixels
 from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchRng, BatchRngs
 from sbtk_train.compute import choose_compute
-from sbtk_train.data import read_dataset
+from sbtk_train.data.dataset import read_dataset
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import domains_of
 from sbtk_train.runs.checkpoint import RECORD, STUDENT

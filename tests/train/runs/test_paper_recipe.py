@@ -23,8 +23,8 @@ from sbtk_train.config import (
     parse_setting,
     read_config,
 )
-from sbtk_train.data import divide, read_dataset
-from sbtk_train.data.splits import Split
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.splits import Split, divide
 from sbtk_train.models.backbone import build_trunk
 from sbtk_train.models.sbtknet import SbtknetStudent
 from sbtk_train.models.student import Student

@@ -29,7 +29,7 @@ from sbtk_runtime.evaluation.bench.speed import (
 )
 from sbtk_runtime.generated_inputs import generate_sketches
 from sbtk_runtime.preprocess import CROPPED, Kind, Pixels
-from sbtk_train.data import read_dataset
+from sbtk_train.data.dataset import read_dataset
 from tests.tiny import tiny_bundle, write_photos
 from tests.tiny_data import write_dataset
 

@@ -25,7 +25,8 @@ from sbtk_runtime.evaluation.metrics import Embeddings, evaluate
 from sbtk_runtime.evaluation.protocol import CodeRule, Protocol
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.preprocess import Kind
-from sbtk_train.data import ImageSet, read_dataset
+from sbtk_train.data.dataset import read_dataset
+from sbtk_train.data.image_set import ImageSet
 from tests.tiny import tiny_bundle, tiny_model, write_tiny_manifest
 from tests.tiny_data import write_dataset
 
