@@ -18,7 +18,7 @@ from sbtk_runtime.exif import PhotoDetails
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount, path_fields
-from sbtk_runtime.gallery.hits import Box, Hit, Match, PhotoCopies
+from sbtk_runtime.gallery.hits import Box, Match, PhotoCopies
 from sbtk_runtime.gallery.photo_filter import Period
 from sbtk_runtime.gallery.update import IndexReport
 from sbtk_runtime.gallery.walk import left_out_sentences
@@ -76,14 +76,6 @@ class HitAnswer(BaseModel):
         description="The part of the photo that was found: x, y, width and height, 0 to 1 of the "
         "upright photo. Absent if it is the whole frame.",
     )
-
-    @classmethod
-    def of(cls, hit: Hit) -> HitAnswer:
-        """Return the JSON model of a hit."""
-        fields = hit.to_json()
-        if "copies" in fields:
-            fields["copies"] = [CopyAnswer.model_construct(**copy) for copy in fields["copies"]]
-        return cls.model_construct(**fields)
 
 
 class QueryAnswer(BaseModel):
