@@ -37,6 +37,9 @@ from tests.runtime.gallery.test_remote_regions import (  # noqa: F401
     region_photos,
     test_regions_give_the_hits_of_the_gallery,
 )
+from tests.runtime.gallery.test_remote_sources import (  # noqa: F401
+    test_a_source_is_removed_for_good_and_others_stay,
+)
 from tests.tiny_gallery import gallery_of, unit_rows
 from tests.tiny_remote import MILVUS, push, server_fixture
 from tests.tls import NEEDS_OPENSSL, Certificate
