@@ -120,6 +120,7 @@ def command(
             "damaged and left out": report.damaged,
             "without their damaged regions": report.damaged_regions,
             "left out because another photo has their id": report.collisions,
+            "of other shards or folders and left out": report.other_shards,
         }
         done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
         photos = count_text(report.pushed + report.unchanged, "photo")
@@ -128,7 +129,8 @@ def command(
         output.answer(
             f"{photos} of {names} at {store.address.shown} ({done or 'nothing new'}) in {seconds}"
         )
-    return 3 if report.damaged or report.damaged_regions or report.collisions else 0
+    left_out = report.damaged or report.damaged_regions or report.collisions or report.other_shards
+    return 3 if left_out else 0
 
 
 def _list(store: RemoteStore, *, as_json: bool) -> int:

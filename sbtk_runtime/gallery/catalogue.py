@@ -360,7 +360,7 @@ class CatalogueView:
 
     def shards(self) -> dict[bytes, frozenset[PhotoShard]]:
         """Return the shards whose photos a merged gallery holds, by the folder they are of."""
-        found = self._select("SELECT value FROM facts WHERE name = 'shards'", _shards)
+        found = self._select("SELECT value FROM facts WHERE name = 'shards'", parse_shards)
         return next(found, {})
 
     def rules(self) -> WalkRules:
@@ -485,7 +485,8 @@ def _photo(*columns: object) -> Photo:
     )
 
 
-def _shards(value: object) -> dict[bytes, frozenset[PhotoShard]]:
+def parse_shards(value: object) -> dict[bytes, frozenset[PhotoShard]]:
+    """Return what `Catalogue.record_shards` recorded."""
     content = text(value)
     if not content.startswith("{"):  # merged by an older version, which did not tell folders apart
         return {b"/": frozenset(map(PhotoShard.parse, content.split()))} if content else {}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.divisions import Holding, absent_shards
+from sbtk_runtime.gallery.divisions import Holding, other_shards
 from sbtk_runtime.gallery.folder import (
     Generation,
     open_generation,
@@ -50,6 +50,7 @@ from sbtk_runtime.gallery.remote import (
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.schema import catalogue_errors
 from sbtk_runtime.gallery.sources import Source, list_sources
+from sbtk_runtime.manifest import PhotoShard
 
 #: Called with the number of photos done and their total.
 Progress = Callable[[int, int], None]
@@ -79,6 +80,8 @@ class PushReport:
         damaged: photos that were not pushed because their embeddings are damaged or missing.
         damaged_regions: photos that were pushed without some of their regions, which are damaged.
         collisions: photos that were not pushed because another photo has their id.
+        other_shards: photos that were not pushed because they are of shards that the gallery was
+            merged without, as `sbtk index` may have added since, or below none of its folders.
         live: photos of the gallery.
         sources: the names of the gallery's sources.
         seconds: the duration.
@@ -94,6 +97,7 @@ class PushReport:
     sources: tuple[str, ...]
     seconds: float
     damaged_regions: int = 0
+    other_shards: int = 0
     notices: tuple[str, ...] = ()
 
 
@@ -138,18 +142,24 @@ def push_gallery(
         )
         sources = source_names(view.roots(), names)
         totals: Counter[str] = Counter()
+        held = Holding.of(manifest, view)
         for root, source in sources.items():
-            push = _Push(generation, store, root, source, progress, notify, batch)
-            totals.update(push.run(info, totals["done"], frozenset(sources)))
+            for shard in _shards_of(held, root):
+                push = _Push(generation, store, root, source, shard, progress, notify, batch)
+                totals.update(push.run(info, totals["done"], frozenset(sources)))
         undated = view.count_undated(ALL_PHOTOS)[1]
         if undated:
             text = f"the dates of {undated:,} photos were not read yet: run 'sbtk index', then push"
             notices.append(f"{text} again")
         notices += _source_notices(store, set(sources.values()))
-        if manifest.shard is None and (absent := absent_shards(Holding.of(manifest, view))):
+        counted = ("pushed", "unchanged", "damaged", "collisions")
+        other_shards = manifest.live - sum(totals[name] for name in counted)
+        if other_shards:
             notices.append(
-                f"the gallery was merged without shards {', '.join(absent[:10])}"
-                f"{', ...' if len(absent) > 10 else ''}: the collection does not have their photos"
+                "photos of shards that the gallery was merged without are left out: merge all "
+                "shards, or index the whole folder"
+                if held.divided
+                else "photos below none of the gallery's folders are left out: index theirs"
             )
         return PushReport(
             pushed=totals["pushed"],
@@ -161,8 +171,20 @@ def push_gallery(
             sources=tuple(sources.values()),
             seconds=time.perf_counter() - started,
             damaged_regions=totals["damaged_regions"],
+            other_shards=other_shards,
             notices=tuple(dict.fromkeys(notices)),
         )
+
+
+def _shards_of(held: Holding, root: bytes) -> list[PhotoShard]:
+    """Return the shards of a folder to push, or `WHOLE`.
+
+    What a gallery that was merged without some shards lacks is not deleted there.
+    """
+    shards = held.divided.get(root, frozenset())
+    if held.shard is None and not other_shards(shards):
+        return [WHOLE]
+    return sorted(shards, key=lambda shard: (shard.count, shard.index))
 
 
 def _source_notices(store: RemoteStore, pushed: set[str]) -> list[str]:
@@ -252,6 +274,7 @@ class _Push:
         store: RemoteStore,
         root: bytes,
         source: str,
+        shard: PhotoShard,
         progress: Progress,
         notify: Notify,
         batch: int,
@@ -260,6 +283,7 @@ class _Push:
         self._store = store
         self._root = root
         self._source = source
+        self._shard = shard
         self._progress = progress
         self._notify = notify
         self._batch = batch
@@ -268,7 +292,7 @@ class _Push:
 
     def run(self, info: CollectionInfo, done: int, roots: frozenset[bytes]) -> Counter[str]:
         """Push the photos, and return the counts; `done` is the number of earlier photos."""
-        shard = self._generation.manifest.shard or WHOLE
+        shard = self._shard
         total = self._generation.manifest.live
         with (
             tempfile.TemporaryDirectory(prefix="sbtk-") as place,
@@ -306,6 +330,8 @@ class _Push:
             if (above[-1] if above else b"/") != self._root:
                 continue
             relative = relative_path(path, self._root)
+            if self._generation.manifest.shard is None and not self._shard.has(relative):
+                continue  # of another shard of a merged gallery
             number = photo_id(self._source, relative)
             one = RemotePhoto(
                 *(number, self._source, escape_path(relative), photo.size_bytes, photo.mtime_ns),

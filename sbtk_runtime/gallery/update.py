@@ -282,6 +282,10 @@ class _Update:
             # Photos behind a link are below it, as if the link were a root.
             catalogue.record_roots(map(os.fsencode, self._followed))
             self._note_idle_patterns(rule_change)
+            if merged := catalogue.shards_of_folders():  # of what is indexed it now has all photos
+                roots = frozenset(map(os.fsencode, self._roots))
+                divided = {path: merged[path] for path in merged if not roots_above(path, roots)}
+                catalogue.record_shards(divided)
             changes.settle()
             walk_s = time.perf_counter() - started
             if changes.to_embed:

@@ -25,6 +25,7 @@ from sbtk_runtime.gallery.catalogue import (
     load_itq,
     load_roots,
     load_rules,
+    parse_shards,
     store_itq,
     store_roots,
     store_rules,
@@ -151,6 +152,13 @@ class Catalogue:
             if (self._stored("shards") or "{}") != known:
                 self._set_fact("shards", known)
                 self._set_fact("shards_changed_in", self.generation)
+
+    def shards_of_folders(self) -> dict[bytes, frozenset[PhotoShard]]:
+        """Return what `record_shards` recorded."""
+        with values_checked(self.path):
+            query = "SELECT value FROM facts WHERE name = 'shards'"
+            found = self.connection.execute(query).fetchone()
+            return {} if found is None else parse_shards(found[0])
 
     def record_roots(self, roots: Iterable[bytes]) -> None:
         """Record the absolute paths of indexed folders and files."""

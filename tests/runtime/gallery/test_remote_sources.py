@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -130,12 +131,47 @@ def test_the_forms_of_unicode_of_a_name_are_one_source(url: str, made_up: Path) 
 
 
 def test_shards_that_were_not_pushed_are_told(url: str, tmp_path: Path, embedder: Embedder) -> None:
-    photos, shard, merged = (tmp_path / name for name in ("photos", "2.sbtk", "all.sbtk"))
+    photos, shard = tmp_path / "photos", tmp_path / "2.sbtk"
     write_photos(photos, 8)
     live = update_gallery(shard, [photos], embedder, shard=PhotoShard(2, 3)).live
     report = push(shard, url)
     assert report.notices == ("of nas, shards that were not pushed yet: 1/3, 3/3",)
     assert list_sources(open_store(url)) == [Source("nas", live, ("2/3",), ("1/3", "3/3"))]
-    merge_galleries([shard], merged)
-    (notice,) = push(merged, url).notices
-    assert notice.startswith(f"the gallery was merged without shards 1/3 of {photos}, 3/3 of ")
+
+
+def test_a_gallery_that_was_merged_without_a_shard_does_not_delete_its_photos(
+    url: str, tmp_path: Path, embedder: Embedder
+) -> None:
+    photos, merged = tmp_path / "photos", tmp_path / "all.sbtk"
+    paths = write_photos(photos, 12)
+    shards = [tmp_path / f"{number}.sbtk" for number in (1, 2, 3)]
+    for number, shard in enumerate(shards, start=1):
+        update_gallery(shard, [photos], embedder, shard=PhotoShard(number, 3))
+        push(shard, url)
+    merge_galleries(shards[1:], merged)
+    report = push(merged, url)
+    assert (report.pushed, report.deleted, report.notices) == (0, 0, ())
+    gone = next(path for path in paths if PhotoShard(3, 3).has(path.name.encode()))
+    gone.unlink()
+    update_gallery(shards[2], [photos], embedder)
+    merge_galleries(shards[1:], merged)
+    assert push(merged, url).deleted == 1
+    assert list_sources(open_store(url)) == [Source("nas", 11, ("1/3", "2/3", "3/3"))]
+    # What was indexed since is not taken for a shard, and the whole folder is.
+    write_photos(photos / "sub", 9, seed=5)
+    added = update_gallery(merged, [photos / "sub"], embedder).new
+    report = push(merged, url)
+    assert (added, report.deleted) == (9, 0)
+    assert report.pushed + report.other_shards == 9 and report.other_shards > 0
+    assert report.notices[-1].startswith("photos of shards that the gallery was merged without")
+    update_gallery(merged, [photos], embedder)
+    report = push(merged, url)
+    assert (report.pushed + report.unchanged, report.other_shards, report.deleted) == (20, 0, 0)
+    shutil.rmtree(photos / "sub")
+    for shard in shards:
+        update_gallery(shard, [photos], embedder)
+    merged = tmp_path / "again.sbtk"
+    merge_galleries(shards, merged)
+    report = push(merged, url)
+    assert (report.pushed, report.deleted, report.unchanged) == (0, 9, 11)
+    assert list_sources(open_store(url)) == [Source("nas", 11)]
