@@ -13,7 +13,7 @@ import click
 
 from sbtk_cli import options
 from sbtk_cli.options import Function
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, SbtkError
 from sbtk_runtime.manifest import PRECISIONS, Precision
 
 if TYPE_CHECKING:
@@ -313,7 +313,11 @@ def command(
     # One engine suffices for unseen classes, which should be evaluated as rarely as possible.
     if engine_options.engine == ALL:
         engine_options = replace(engine_options, engine=AUTO)
-    maps = [] if data is None else run_map(bundle, engine_options, data, quiet=quiet)
+    try:
+        maps = [] if data is None else run_map(bundle, engine_options, data, quiet=quiet)
+    except SbtkError:
+        emit_results(machine, latency=latency, plot=plot, as_json=as_json)
+        raise
     return emit_results(machine, latency=latency, maps=maps, plot=plot, as_json=as_json)
 
 
@@ -445,7 +449,8 @@ def map_command(
 
     DATA (default: SBTK_DATA) is a data set in any layout that 'sbtk data check' supports, such as
     sketch/<class>/* and photo/<class>/*. Every metric is printed with its definition; --json has
-    its rules. Exit code 3: some images could not be read.
+    its rules. Exit code 3: some images could not be read, or some queries have no photo of their
+    class.
     """
     if data is None:
         raise BadConfig(

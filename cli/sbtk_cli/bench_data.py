@@ -21,7 +21,7 @@ from sbtk_runtime.manifest import BundleManifest
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import ImageSet, select_classes, select_images
-from sbtk_train.data.splits import Split, find_listing, open_split, split_names
+from sbtk_train.data.splits import Split, find_listing, join_names, open_split, split_names
 
 Classes = Literal["unseen", "validation"]
 
@@ -84,6 +84,7 @@ def load_labelled_set(
         )
     if protocol.queries == "photo":
         _require_gallery(measured, of)
+    notices = (*images.notices, *_list_one_sided(measured, protocol))
     kept_unseen = _read_names(training, "unseen_classes")
     trained_on = _select_training(images, split, without=[*names, *kept_unseen])
     return _add_seen(
@@ -95,9 +96,25 @@ def load_labelled_set(
             of,
             learnt_on=_sample_training(trained_on, training),
             protocol=replace(protocol, split=split.name, classes=classes),
-            notices=images.notices,
+            notices=notices,
         ),
     )
+
+
+def _list_one_sided(measured: ImageSet, protocol: Protocol) -> list[str]:
+    """Return messages about classes with sketches alone or photos alone."""
+    if protocol.queries == "photo":
+        return []
+    labels = range(len(measured.classes))
+    sketched, photographed = set(measured.sketch_labels), set(measured.photo_labels)
+    no_sketch = [measured.classes[label] for label in labels if label not in sketched]
+    no_photo = [measured.classes[label] for label in labels if label not in photographed]
+    lines = []
+    if no_sketch:
+        lines.append(f"no sketches of {join_names(no_sketch)}: in the gallery, but not queried")
+    if no_photo:
+        lines.append(f"no photos of {join_names(no_photo)}: their sketches are left out")
+    return lines
 
 
 def _require_gallery(measured: ImageSet, of: str) -> None:

@@ -84,7 +84,7 @@ def print_map(reports: Sequence[MapReport]) -> None:
     for report in reports[:1]:
         if report.unanswerable:
             queries = "sketches" if report.rules.queries == "sketch" else "photos"
-            text = f"{report.unanswerable} {queries} without a photo of their class excluded"
+            text = f"{report.unanswerable} {queries} without a photo of their class left out"
             console.print(Text(text, style="yellow"))
         if report.unreadable:
             text = f"{count_text(len(report.unreadable), 'unreadable image')} excluded"

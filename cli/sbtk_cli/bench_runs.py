@@ -190,7 +190,13 @@ def emit_results(
         write_csv(csv, latency, machine)
     if plot is not None:
         _save_plot(plot, machine, latency, maps, search)
-    return 3 if any(report.unreadable for report in maps) else 0
+    return 3 if any(map(_is_incomplete, maps)) else 0
+
+
+def _is_incomplete(report: MapReport) -> bool:
+    """Return whether images were left out, other than by a draw of seen images."""
+    is_drawn = report.rules.setting == "generalised-20"
+    return bool(report.unreadable) or (report.unanswerable > 0 and not is_drawn)
 
 
 def _list_missing(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
@@ -200,6 +206,9 @@ def _list_missing(report: MapReport, cuts: tuple[int, ...]) -> list[str]:
         for k in cuts
         if k > report.photos
     ]
+    if report.unanswerable:
+        queries = "sketches" if report.rules.queries == "sketch" else "photos"
+        lines.append(f"{report.unanswerable} {queries} without a photo of their class left out")
     if report.rules.ties == "expected":
         lines.append("no VOC metrics: not defined as expected values over ties")
     return lines

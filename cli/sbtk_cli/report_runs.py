@@ -13,6 +13,7 @@ from sbtk_cli.output import notice, progress
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
+from sbtk_runtime.evaluation.evaluation import require_contrast
 from sbtk_runtime.evaluation.protocol import Protocol
 from sbtk_runtime.evaluation.report.embedding_map import MapPoint, Rows
 from sbtk_runtime.evaluation.report.ranked_sheet import (
@@ -83,7 +84,8 @@ def rank_panels(
         quiet: print no progress and no notices.
 
     Raises:
-        BadData: no images of the classes, or no photos of seen classes for the second panel.
+        BadData: no images of the classes, photos of a single class, or no photos of seen classes
+            for the second panel.
     """
     manifest = embedder.bundle.manifest
     images = _print_notices(load_labelled_set(data, manifest, split, classes), quiet)
@@ -96,6 +98,7 @@ def rank_panels(
                 "photos of seen classes for the second panel",
                 "omit that panel: --no-generalised",
             )
+    require_contrast(images.sketches.labels, images.photos.labels, images.photos.classes)
     chosen = _queries(images, wanted)
     sketches = images.sketches if chosen is None else select_images(images.sketches, chosen)
     queries = _embed(embedder, sketches, "sketch", quiet)

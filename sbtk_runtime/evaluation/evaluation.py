@@ -18,9 +18,12 @@ from sbtk_runtime.evaluation.metrics import (
     evaluate,
 )
 from sbtk_runtime.evaluation.protocol import CodeRule, Protocol
+from sbtk_runtime.files import printable_text
 
 #: Queries per class in photo-to-photo retrieval (SAKE, DSN).
 PHOTO_QUERIES_PER_CLASS = 10
+#: Largest difference between the embeddings of equal images, in batches of different sizes.
+_SAME_WITHIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,37 @@ class Labelled:
     def choose(self, which: Labels) -> Labelled:
         """Return the rows at the indices `which (n,) int64`, in that order."""
         return Labelled(self.rows[which], self.labels[which])
+
+
+def require_contrast(
+    query_labels: Sequence[int] | Labels,
+    gallery_labels: Sequence[int] | Labels,
+    classes: Sequence[str],
+) -> None:
+    """Check that metrics depend on the ranking.
+
+    Args:
+        query_labels: Q indices in `classes`.
+        gallery_labels: N indices in `classes`.
+        classes: names of the classes.
+
+    Raises:
+        BadData: no query has a photo of its class, or all photos are of one class.
+    """
+    present = np.unique(gallery_labels)
+    if not np.isin(query_labels, present).any():
+        raise BadData(
+            "no query has a photo of its class in the gallery",
+            "queries and photos of the same classes",
+        )
+    if len(present) == 1:
+        raise BadData(
+            f"all {len(gallery_labels):,} photos are of the class "
+            f"{printable_text(classes[present[0]])}: mAP is 1 whatever their order",
+            "photos of at least two classes",
+            "add photos of other classes; sbtk bench map --setting generalised-all searches those "
+            "of seen classes, too",
+        )
 
 
 def evaluate_by(
@@ -65,7 +99,8 @@ def evaluate_by(
 
     Raises:
         BadConfig: the protocol needs `learnt_on`, and it is missing.
-        BadData: as `evaluate` and `fit_itq`.
+        BadData: as `evaluate` and `fit_itq`; or all queries, or all photos, have the same
+            embedding or code.
     """
     query_rows: Embeddings | Codes = queries.rows
     searched: Embeddings | Codes = gallery.rows
@@ -73,6 +108,8 @@ def evaluate_by(
         for_queries, for_gallery, rule = _itq(protocol.codes, queries, gallery, learnt_on)
         query_rows, searched = for_queries.codes(queries.rows), for_gallery.codes(gallery.rows)
         protocol = replace(protocol, codes=rule)
+    _require_difference(query_rows, "queries")
+    _require_difference(searched, "photos")
     retrieval = evaluate(
         query_rows,
         queries.labels,
@@ -85,6 +122,18 @@ def evaluate_by(
         precision_cuts=precision_cuts,
     )
     return retrieval, protocol
+
+
+def _require_difference(rows: Embeddings | Codes, what: str) -> None:
+    """Refuse several rows that are all the same, apart from rounding of embeddings."""
+    if len(rows) < 2 or float(np.ptp(rows, axis=0).max()) > _SAME_WITHIN:
+        return
+    kind = "code" if rows.dtype == np.uint8 else "embedding"
+    raise BadData(
+        f"all {len(rows):,} {what} have the same {kind}: metrics would not be those of a search",
+        "images that differ, and a model that tells them apart",
+        "compare some of the images; check the model with 'sbtk models'",
+    )
 
 
 def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:

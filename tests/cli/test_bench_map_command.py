@@ -72,7 +72,8 @@ def test_generalised_20_adds_seen_images_to_queries_and_gallery(
     measured: Answer, data: Path
 ) -> None:
     report = measured("--setting", "generalised-20")
-    assert (report["queries"], report["photos"]) == (12 + 2, 16 + 3)
+    # The two drawn sketches are of classes of which no photo was drawn.
+    assert (report["queries"], report["unanswerable"], report["photos"]) == (12, 2, 16 + 3)
     assert "generalised, 20 % more" in report["protocol"]
     assert report["protocol"].startswith("2 of 21 unseen classes of SK-YE (")
     chosen = load_labelled_set(
@@ -238,6 +239,60 @@ def test_photo_queries_that_leave_no_gallery_are_refused(
         assert "at most 8 photos in each of 2 of 21 unseen classes of SK-YE" in err
         assert "more than 10" in err
         assert "Warning" not in err
+
+
+@pytest.mark.parametrize("command", [["bench", "map"], ["report", "figure4", "-o", "sheet.png"]])
+def test_photos_of_one_class_have_no_figure(
+    workplace: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    write_dataset(workplace / "one", ["cow"], sketches=3, photos=3)
+    assert main([*command, "one", "--model", "tiny"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "all 3 photos are of the class cow: mAP is 1 whatever their order" in err
+    assert not Path("sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("sketch", [], "all 12 queries have the same embedding"),
+        ("photo", [], "all 16 photos have the same embedding"),
+        ("photo", ["--bits", "8", "--itq-on", "queries"], "all 16 photos have the same code"),
+    ],
+)
+def test_images_that_are_all_the_same_have_no_figure(
+    workplace: Path, capsys: pytest.CaptureFixture[str], kind: str, options: list[str], said: str
+) -> None:
+    data = write_dataset(workplace / "data", UNSEEN, sketches=6, photos=8)
+    first, *others = sorted((data / kind).glob("*/*"))
+    for other in others:
+        other.write_bytes(first.read_bytes())
+    assert main(["bench", "map", "data", "--model", "tiny", "--threads", "1", *options]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_sketches_without_a_photo_are_no_queries_and_make_the_exit_code_3(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(data, (*UNSEEN, "bat", "mouse"), sketches=6, photos=8)
+    shutil.rmtree(data / "photo" / "bat")
+    shutil.rmtree(data / "sketch" / "mouse")
+    command = ["bench", "map", "data", "--model", "tiny", "--threads", "1", "--json"]
+    assert main(command) == 3
+    out, err = capsys.readouterr()
+    report = json.loads(out)["map"][0]
+    assert (report["queries"], report["unanswerable"]) == (12, 6)
+    assert "4 of 21 unseen classes of SK-YE: 12 sketches against 24 photos" in report["protocol"]
+    assert "no photos of bat: their sketches are left out" in err
+    assert "6 sketches without a photo of their class left out" in err
+    assert "no sketches of mouse: in the gallery, but not queried" in err
+    shutil.rmtree(data / "photo" / "cow")
+    shutil.rmtree(data / "sketch" / "windmill")
+    assert main(command) == 1
+    assert "no query has a photo of its class" in capsys.readouterr().err
 
 
 def test_too_few_seen_images_and_missing_training_images_are_refused(

@@ -16,8 +16,19 @@ from sbtk_runtime.binary_codes import Itq, check_bits
 from sbtk_runtime.bundle import onnx_name
 from sbtk_runtime.embedding.embedder import Embedder, Failed
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.evaluation.evaluation import Labelled, evaluate_by, photo_queries
-from sbtk_runtime.evaluation.metrics import AP_CUTS, PRECISION_CUTS, Embeddings, usual_measures
+from sbtk_runtime.evaluation.evaluation import (
+    Labelled,
+    evaluate_by,
+    photo_queries,
+    require_contrast,
+)
+from sbtk_runtime.evaluation.metrics import (
+    AP_CUTS,
+    PRECISION_CUTS,
+    Embeddings,
+    Labels,
+    usual_measures,
+)
 from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Measure, Protocol
 from sbtk_runtime.files import disk_full_explained
 from sbtk_runtime.preprocess import Kind
@@ -51,9 +62,9 @@ class MapReport:
         metrics: values in 0..1 by name, which states the rule.
         measures: the rule of each metric, in order.
         class_map: mean plain AP of the queries of each class.
-        queries, photos: numbers of queries and of searched photos.
+        queries, photos: numbers of queries that the metrics are means of, and of searched photos.
         embedded: number of embedded images, including those that ITQ was fitted on.
-        unanswerable: queries excluded because no photo of their class could be read.
+        unanswerable: number of queries excluded because the gallery has no photo of their class.
         unreadable: `path: reason` of excluded images.
         embed_s, rank_s: seconds to embed all images, and to rank and compute metrics.
     """
@@ -133,12 +144,15 @@ def measure_map(
         progress: called with the numbers of embedded images and of all images.
 
     Raises:
-        BadData: no sketch or no photo can be read, or no query has a photo of its class.
+        BadData: no sketch or no photo can be read, or metrics would not depend on the ranking.
         BadConfig: the protocol requires codes that cannot be made.
     """
+    # Before minutes of embedding, and again without unreadable images.
+    require_contrast(*_split_labels(sketches, photos, protocol), photos.classes)
     started = time.perf_counter()
     sides = embed_sides(embedder, sketches, photos, learnt_on, protocol, progress)
     embed_s = time.perf_counter() - started
+    require_contrast(sides.queries.labels, sides.gallery.labels, photos.classes)
     started = time.perf_counter()
     retrieval, rules = evaluate_by(
         protocol,
@@ -157,7 +171,7 @@ def measure_map(
         engine=info.name,
         precision=info.precision,
         dim=embedder.dim,
-        protocol=_describe_protocol(of, rules, len(sides.queries.rows), len(sides.gallery.rows)),
+        protocol=_describe_protocol(of, rules, len(retrieval.labels), len(sides.gallery.rows)),
         rules=rules,
         metrics=metrics,
         measures=tuple(measure for measure in measures if measure.name in metrics),
@@ -165,7 +179,7 @@ def measure_map(
             photos.classes[label]: float(retrieval.ap_all[retrieval.labels == label].mean())
             for label in np.unique(retrieval.labels)
         },
-        queries=len(sides.queries.rows),
+        queries=len(retrieval.labels),
         photos=len(sides.gallery.rows),
         embedded=sides.embedded,
         unanswerable=retrieval.unanswerable,
@@ -173,6 +187,17 @@ def measure_map(
         embed_s=embed_s,
         rank_s=time.perf_counter() - started,
     )
+
+
+def _split_labels(
+    sketches: LabelledImages, photos: LabelledImages, protocol: Protocol
+) -> tuple[Labels, Labels]:
+    """Return the labels of queries and gallery, if all images can be read."""
+    searched = Labelled(np.empty((len(photos.labels), 0), np.float32), np.asarray(photos.labels))
+    if protocol.queries == "sketch":
+        return np.asarray(sketches.labels), searched.labels
+    queries, gallery = photo_queries(searched)
+    return queries.labels, gallery.labels
 
 
 def append_log(path: Path, report: MapReport) -> None:

@@ -231,8 +231,8 @@ def test_sketches_without_a_photo_of_their_class_are_counted(
 def test_having_no_readable_image_is_an_error(embedder: Embedder, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
-    images = LabelledImages([bad], [0], ["bad"])
-    with pytest.raises(BadData, match="none of 1 sketch files can be read"):
+    images = LabelledImages([bad, bad], [0, 1], ["bad", "worse"])
+    with pytest.raises(BadData, match="none of 2 sketch files can be read"):
         measure_map(embedder, images, images, of="x")
 
 
