@@ -369,8 +369,15 @@ def _table5(
     for path in results:
         if path.suffix.lower() == ".csv":
             trained += read_ablation(path)
-        else:
+            continue
+        try:
             runs += read_measured(path)
+        except BadData as problem:
+            raise BadData(
+                problem.found,
+                f"{problem.expected}, or a .csv file of 'sbtk train --ablation'",
+                f"{problem.next_step}, or: sbtk train DATA --ablation",
+            ) from problem
     return _emit_table(ablation_table(trained, runs, split=split), form, out, quiet)
 
 

@@ -191,6 +191,24 @@ def test_figures_that_cannot_be_drawn_say_why(
     assert not Path("f.png").exists()
 
 
+@pytest.mark.parametrize("name", ["table2", "table3", "table4", "table5", "bars"])
+@pytest.mark.parametrize("kind", ["ablation.md", "empty.json", "cut.json", "folder"])
+def test_other_files_than_results_are_refused_with_the_command_that_makes_them(
+    workplace: Path, results: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    Path("ablation.md").write_text("| row | mAP |\n")
+    Path("empty.json").touch()
+    Path("cut.json").write_bytes(results.read_bytes()[:-9])
+    Path("folder").mkdir()
+    out = ["-o", "bars.png"] if name == "bars" else []
+    assert main(["report", name, kind, *out]) == 1
+    err = capsys.readouterr().err
+    assert f"Error: {kind} " in err
+    assert "expected: a file of 'sbtk bench map --json'" in err
+    assert "next: sbtk bench map DATA --json > results.json" in err
+    assert ("sbtk train DATA --ablation" in err) == (name == "table5")
+
+
 def test_missing_data_and_missing_seen_photos_are_errors(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

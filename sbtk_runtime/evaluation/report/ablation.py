@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -186,6 +187,7 @@ def _warnings(
     return warnings
 
 
+_MAKE_ONE = "sbtk train DATA --ablation, which writes ablation.csv"
 REQUIRED = ("row", "seed", "figure", "value")
 
 
@@ -216,21 +218,27 @@ def read_ablation(path: Path) -> list[AblationResult]:
     """
     shown = printable_name(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
-            if missing:
-                raise BadData(
-                    f"{shown} has no column {', '.join(missing)}",
-                    f"a CSV file with the columns {', '.join(REQUIRED)}",
-                    "use a results file of 'sbtk train --ablation'",
-                )
-            results = [_parse_result(line, f"{shown}, line {reader.line_num}") for line in reader]
+        # Spreadsheets write a byte order mark.
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+        if missing:
+            lacks = f"has no column {', '.join(missing)}" if text.strip() else "is empty"
+            raise BadData(
+                f"{shown} {lacks}", f"a CSV file with the columns {', '.join(REQUIRED)}", _MAKE_ONE
+            )
+        if not text.endswith(("\n", "\r")):
+            raise BadData(
+                f"{shown} is cut off: its last line has no end",
+                "a whole file",
+                f"copy the file again, or: {_MAKE_ONE}",
+            )
+        results = [_parse_result(line, f"{shown}, line {reader.line_num}") for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else str(problem)
-        raise BadData(f"{shown} cannot be read: {reason}", "a CSV file") from problem
+        raise BadData(f"{shown} cannot be read: {reason}", "a CSV file", _MAKE_ONE) from problem
     if not results:
-        raise BadData(f"{shown} has no results", "a line for each row, seed and figure")
+        raise BadData(f"{shown} has no results", "a line for each row, seed and figure", _MAKE_ONE)
     return _remove_repeats(results, shown)
 
 

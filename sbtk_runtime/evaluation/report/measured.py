@@ -19,6 +19,7 @@ SETTINGS: tuple[Setting, ...] = get_args(Setting)
 # The classes in words, followed by the rest of `MapReport.protocol`.
 _OF = re.compile(r"(.+?)(?: \(generalised\b[^)]*\))?: [\d,]+ (?:sketches|photos) against ")
 _OF_UNSEEN = re.compile(r"(\d+)(?: of (\d+))? unseen classes of (\S+)")
+_WANTED = "a file of 'sbtk bench map --json'"
 _MAKE_ONE = "sbtk bench map DATA --json > results.json"
 
 
@@ -75,7 +76,7 @@ def read_measured(path: Path) -> list[MeasuredMap]:
     content = _json_object(path, shown)
     reports = content.get("map", [content] if "figures" in content else None)
     if not isinstance(reports, list) or not reports:
-        raise BadData(f"{shown} has no measurement of mAP", "the key 'map'", _MAKE_ONE)
+        raise BadData(f"{shown} has no measurement of mAP", _WANTED, _MAKE_ONE)
     return [_parse_measurement(report, shown) for report in reports]
 
 
@@ -84,16 +85,22 @@ def _json_object(path: Path, shown: str) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_RESULTS_BYTES + 1)
     except OSError as problem:
-        raise BadData(f"{shown} cannot be read: {problem.strerror}", "", _MAKE_ONE) from problem
+        raise BadData(
+            f"{shown} cannot be read: {problem.strerror}", _WANTED, _MAKE_ONE
+        ) from problem
     if len(data) > MAX_RESULTS_BYTES:
-        raise BadData(f"{shown} is larger than {MAX_RESULTS_BYTES:,} bytes", "a results file")
+        raise BadData(f"{shown} is larger than {MAX_RESULTS_BYTES:,} bytes", _WANTED, _MAKE_ONE)
+    if not data.strip():
+        raise BadData(f"{shown} is empty", _WANTED, _MAKE_ONE)
+    if not data.lstrip().startswith((b"{", b"[")):
+        raise BadData(f"{shown} is not JSON", _WANTED, _MAKE_ONE)
     try:
         content = json.loads(data.decode("utf-8"))
-    # ValueError: not UTF-8, not JSON, or a number with too many digits.
+    # ValueError: not UTF-8, cut off, or a number with too many digits.
     except (ValueError, RecursionError) as problem:
-        raise BadData(f"{shown} is not JSON: {problem}", "a JSON object", _MAKE_ONE) from problem
+        raise BadData(f"{shown} is not valid JSON: {problem}", _WANTED, _MAKE_ONE) from problem
     if not isinstance(content, dict):
-        raise BadData(f"{shown} is a JSON {type(content).__name__}", "an object", _MAKE_ONE)
+        raise BadData(f"{shown} is a JSON {type(content).__name__}", _WANTED, _MAKE_ONE)
     return content
 
 
@@ -133,7 +140,8 @@ class _Fields:
 
     def __init__(self, value: object, shown: str) -> None:
         if not isinstance(value, dict):
-            raise BadData(f"{shown}: a measurement is a JSON {type(value).__name__}", "an object")
+            kind = type(value).__name__
+            raise BadData(f"{shown}: a measurement is a JSON {kind}", "an object", _MAKE_ONE)
         self._value: dict[str, Any] = value
         self._shown = shown
 

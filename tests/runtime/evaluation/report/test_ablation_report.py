@@ -94,7 +94,9 @@ def test_single_results_are_listed_below(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "no column row, seed, figure, value"),
+        ("", "is empty"),
+        ("value,other\n", "no column row, seed, figure"),
+        ("row,seed,figure,value\nall,0,mAP@all,0.4", "is cut off"),
         ("row,seed,figure\n", "no column value"),
         ("row,seed,figure,value\n", "has no results"),
         ("row,seed,figure,value\nall,0,mAP@all,57.0\n", "line 2: the value is '57.0'"),
@@ -109,6 +111,13 @@ def test_files_without_an_ablation_are_refused(tmp_path: Path, text: str, compla
     file.write_text(text)
     with pytest.raises(BadData, match=complaint):
         read_ablation(file)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    file = write_ablation(tmp_path / "a.csv", {"all": [0.5]})
+    known = read_ablation(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_ablation(file) == known
 
 
 def test_texts_are_printed_on_one_line(tmp_path: Path) -> None:

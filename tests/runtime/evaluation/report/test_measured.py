@@ -76,7 +76,9 @@ def test_texts_are_on_one_line_without_escapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
+        ("", "is empty"),
         ("no json", "is not JSON"),
+        ('{"map": [{"protocol": "x', "is not valid JSON"),
         ("[1]", "is a JSON list"),
         ('{"latency": {}}', "no measurement of mAP"),
         ('{"map": []}', "no measurement of mAP"),
@@ -87,8 +89,9 @@ def test_texts_are_on_one_line_without_escapes(tmp_path: Path) -> None:
 def test_files_without_results_are_refused(tmp_path: Path, content: str, complaint: str) -> None:
     file = tmp_path / "r.json"
     file.write_text(content)
-    with pytest.raises(BadData, match=complaint):
+    with pytest.raises(BadData, match=complaint) as refused:
         read_measured(file)
+    assert "sbtk bench map" in refused.value.next_step
 
 
 @pytest.mark.parametrize(
