@@ -119,6 +119,16 @@ class ClassNames:
         return None
 
 
+def visible_text(name: str) -> str:
+    """Return a name without invisible characters, and with one form of each letter and dash.
+
+    Wide letters become plain ones. Different classes may become equal: `x²` is `x2`.
+    """
+    composed = unicodedata.normalize("NFKC", name)
+    kinds = ((char, unicodedata.category(char)) for char in composed)
+    return "".join("-" if kind == "Pd" else char for char, kind in kinds if kind != "Cf")
+
+
 def is_near(name: str, other: str) -> bool:
     """Return whether one of two names is probably the other with a typing error."""
     keys = joined_key(name), joined_key(other)
@@ -126,8 +136,12 @@ def is_near(name: str, other: str) -> bool:
 
 
 def is_plural(name: str, other: str) -> bool:
-    """Return whether two names differ only by an ending: -s, -es, -ies for -y, -ves for -f(e)."""
-    short, long = sorted((joined_key(name), joined_key(other)), key=len)
+    """Return whether two names differ only by an ending: -s, -es, -ies for -y, -ves for -f(e).
+
+    They may also differ by what `visible_text` removes.
+    """
+    keys = (joined_key(visible_text(each)) for each in (name, other))
+    short, long = sorted(keys, key=len)
     irregular = (re.sub(r"y$", "ies", short), re.sub(r"fe?$", "ves", short))
     return long in (short, f"{short}s", f"{short}es", *irregular)
 

@@ -28,6 +28,7 @@ from sbtk_train.data.class_names import (
     is_near,
     is_plural,
     read_names,
+    visible_text,
     without_addition,
 )
 from sbtk_train.data.dataset import describe_ignored
@@ -75,7 +76,7 @@ def open_class_map(name_or_file: str) -> ClassMap:
 
     Raises:
         BadConfig: there is no such map, or the file has anything but a table `classes` of names and
-            a table `imagenet` of lists of names.
+            a table `imagenet` of lists of names, or two values for spellings of one class.
     """
     if not name_or_file:
         return ClassMap()
@@ -91,9 +92,9 @@ def open_class_map(name_or_file: str) -> ClassMap:
     unknown = sorted(set(tables) - {"classes", "imagenet"})
     classes, imagenet = tables.get("classes", {}), tables.get("imagenet", {})
     if unknown or not (isinstance(classes, dict) and isinstance(imagenet, dict)):
+        found = f"an unknown {unknown[0]!r}" if unknown else "a value instead of a table"
         raise BadConfig(
-            f"the class map {name_or_file} has {unknown[0] if unknown else 'no tables'!r}",
-            "the tables [classes] and [imagenet]",
+            f"the class map {name_or_file} has {found}", "the tables [classes] and [imagenet]"
         )
     wrong = [key for key, value in classes.items() if not isinstance(value, str)]
     wrong += [
@@ -106,6 +107,15 @@ def open_class_map(name_or_file: str) -> ClassMap:
             f"the class map {name_or_file} gives {wrong[0]!r} a value of the wrong type",
             "a class name; in [imagenet] a list of WordNet ids",
         )
+    for table in (classes, imagenet):
+        keys: dict[str, str] = {}
+        for name, value in table.items():
+            if table[first := keys.setdefault(class_key(name), name)] != value:
+                raise BadConfig(
+                    f"the class map {name_or_file} gives {first!r} and {name!r}, spellings of one "
+                    "class, different values",
+                    "one entry for each class",
+                )
     return ClassMap(
         name_or_file, dict(classes), {key: tuple(value) for key, value in imagenet.items()}
     )
@@ -332,7 +342,7 @@ def _read_list(file: Path, notices: list[str]) -> list[tuple[str, Path]]:
 
 def _find_alike(name: str, classes: Sequence[str]) -> str | None:
     """Return the class whose plural or singular the name is, whatever is in brackets after it."""
-    plain = without_addition(name)
+    plain = without_addition(visible_text(name))
     return next((each for each in classes if is_plural(plain, without_addition(each))), None)
 
 

@@ -126,6 +126,19 @@ def test_brackets_are_part_of_the_name_of_other_classes() -> None:
     assert "mouse" not in ClassNames(["mouse (animal)"], renames=False)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tee\uff0dsh\uff49rt", "tee\u2013shirt"),  # a wide hyphen and a wide i; a dash
+        *("Tee\u2011Shirts", "tee-\u200bshirt"),  # a hyphen without a break; a space without width
+    ],
+)
+def test_invisible_differences_are_recognised(name: str) -> None:
+    assert is_plural(name, "tee-shirt")
+    assert is_near("tee-shirt", name)
+    assert name not in ClassNames(["tee-shirt"])
+
+
 def test_similar_names_are_recognised() -> None:
     assert is_near("palmtre", "palm tree")
     assert is_near("scissor", "scissors")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.files import printable_text
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.more_images import (
@@ -140,7 +141,16 @@ def test_the_folder_above_a_source_is_refused_with_its_name(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["no toml", "[classes]\na = 1\n", '[imagenet]\na = "n1"\n', "[imagenet]\na = []\n", "[x]\n"],
+    [
+        *(
+            "no toml",
+            "[classes]\na = 1\n",
+            '[imagenet]\na = "n1"\n',
+            "[imagenet]\na = []\n",
+            "[x]\n",
+        ),
+        *("classes = 1\n", '[classes]\n"pine tree" = "tree"\nPine_Tree = ""\n'),
+    ],
 )
 def test_bad_class_maps_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "map.toml"
@@ -158,7 +168,14 @@ def test_included_class_maps_name_no_unseen_class_of_sketchy() -> None:
     assert "SK-YE" in split_names()
 
 
-@pytest.mark.parametrize("name", ["fences", "Fence (wood)", "FENCES"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("fences", "Fence (wood)", "FENCES"),
+        # A wide letter, wide brackets, a space without width, a soft hyphen.
+        *("f\uff45nce", "Fence\uff08wood\uff09", "fence\u200b", "fen\u00adce"),
+    ],
+)
 def test_other_names_of_unseen_classes_are_left_out_and_named(
     division: Division, tmp_path: Path, name: str
 ) -> None:
@@ -166,7 +183,7 @@ def test_other_names_of_unseen_classes_are_left_out_and_named(
     more = read_more([], [photos])
     whole = append_images(division, SPLIT, more, ClassMap())
     assert whole.training.classes == division.training.classes
-    assert f"left out 1 class that own keeps unseen: {name}" in whole.notices
+    assert f"left out 1 class that own keeps unseen: {printable_text(name)}" in whole.notices
     with pytest.raises(BadData, match="keeps 'fence' unseen"):
         append_images(division, SPLIT, more, ClassMap("map", {name: name}))
 
