@@ -6,12 +6,15 @@ import csv
 import json
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.embedding.embedder import Embedder
@@ -134,6 +137,35 @@ def test_photos_find_themselves_and_sketches_find_something(
     verified = verify_gallery(folder)
     assert (verified.problems, verified.bits) == ((), 64)
     assert verified.found == verified.sampled == 12
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 1000),
+    groups=st.integers(1, 4),
+    count=st.integers(1, 400),
+    damaged=st.integers(0, 30),
+)
+def test_verify_counts_damaged_codes_among_equal_ones(
+    seed: int, groups: int, count: int, damaged: int
+) -> None:
+    random = np.random.default_rng(seed)
+    itq = tiny_itq(16, 16)
+    codes = itq.codes(unit_rows(groups, 16, seed))[random.integers(groups, size=count)]
+    bad = random.choice(count, min(damaged, count), replace=False)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "g.sbtk"
+        code_gallery_of(folder, codes, itq)
+        shard = folder / "vectors" / "000000.bits"
+        content = np.frombuffer(shard.read_bytes(), np.uint8).reshape(count, 2).copy()
+        content[bad, 1] ^= 4
+        shard.write_bytes(content.tobytes())
+        report = verify_gallery(folder)
+        photos = "photo" if len(bad) == 1 else "photos"
+        expected = f"the embeddings of {len(bad)} {photos} are damaged or missing"
+        assert report.problems == ((expected,) if len(bad) else ())
+        assert report.found == report.sampled == min(256, count - len(bad))
+        assert verify_gallery(folder, repair=True).repaired == len(bad)
 
 
 def test_an_update_keeps_the_codes_without_an_option(tmp_path: Path, embedder: Embedder) -> None:

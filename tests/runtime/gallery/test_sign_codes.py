@@ -225,6 +225,17 @@ def test_deleted_rows_are_no_candidates_of_verify(tmp_path: Path) -> None:
     assert (report.problems, report.found) == ((), 100)
 
 
+def test_verify_allows_more_photos_that_are_nearly_the_same_than_candidates(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    # Two groups, whose photos differ, but have few codes.
+    rows = np.tile(unit_rows(2, 16), (1100, 1)) + random.normal(scale=0.02, size=(2200, 16))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    folder = tmp_path / "g.sbtk"
+    gallery_of(folder, rows, commit_every=1100)
+    report = verify_gallery(folder)
+    assert (report.problems, report.found) == ((), 256)
+
+
 def test_codes_are_appended_and_nothing_else_is_written(tmp_path: Path, embedder: Embedder) -> None:
     photos, folder = photo_gallery(tmp_path, 20, embedder)
     first = codes_of(folder)
