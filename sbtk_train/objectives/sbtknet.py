@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sbtk_runtime.errors import BadConfig
 from sbtk_train.batches.augment import augment_photos, augment_sketches, normalise
 from sbtk_train.batches.sampler import (
     Batch,
@@ -18,6 +19,7 @@ from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.config import SbtknetRecipe
 from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.student import StudentOutput
+from sbtk_train.models.teacher import cache_folder
 from sbtk_train.objectives.losses import (
     batch_hard_loss,
     classification_loss,
@@ -27,6 +29,9 @@ from sbtk_train.objectives.losses import (
     triplet_loss,
 )
 from sbtk_train.objectives.objective import Examples
+
+#: Largest difference between soft labels made on different devices.
+_ROUNDING = 0.02
 
 
 class SbtknetObjective:
@@ -91,11 +96,25 @@ class SbtknetObjective:
         return terms
 
     def state(self) -> dict[str, Tensor]:
-        """Return nothing; the student is all the state."""
-        return {}
+        """Return the soft labels, if any."""
+        return {} if self.soft_labels is None else {"soft_labels": self.soft_labels.cpu()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Do nothing; there is no state."""
+        """Restore the soft labels.
+
+        Raises:
+            BadConfig: those made now, or cached, differ by more than rounding.
+        """
+        saved, own = tensors.get("soft_labels"), self.soft_labels
+        if saved is None or own is None:
+            return
+        if saved.shape != own.shape or not torch.allclose(saved, own.cpu(), atol=_ROUNDING):
+            raise BadConfig(
+                "the soft labels differ from those that the run was started with",
+                "the same teacher, and a cache as sbtk wrote it",
+                f"remove {cache_folder() / 'soft-labels'}, and resume again",
+            )
+        self.soft_labels = saved.to(own.device)
 
 
 def metric_loss(

@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from sbtk_runtime.errors import BadConfig, BadModel, DiskFull, GalleryBusy, SbtkError
 from sbtk_runtime.files import WriterLock, atomic_path, read_json_object, sha256_of_file
-from sbtk_train.config import CONFIG_NAME, TrainConfig, read_config
+from sbtk_train.config import (
+    CONFIG_NAME,
+    FREE_FIELDS,
+    PATH_FIELDS,
+    PROVENANCE_FIELDS,
+    TrainConfig,
+    read_config,
+)
 from sbtk_train.models.dsn import build_student
 from sbtk_train.models.student import Student
 
@@ -57,6 +65,9 @@ class Position:
         scaler: state of the loss scaler (fp16 only).
         data_sha256: hash of the training images.
         split_sha256: hash of the unseen classes.
+        validation_sha256: hash of the validation and held-out images.
+        config_sha256: hash of the configuration, by `hash_config`.
+        student_sha256: hash of the best student's file.
     """
 
     data_sha256: str
@@ -69,6 +80,10 @@ class Position:
     best: float = -1.0
     since_best: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+    # Empty in checkpoints of earlier versions.
+    validation_sha256: str = ""
+    config_sha256: str = ""
+    student_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,6 +196,26 @@ def save_student(folder: Path, tensors: dict[str, torch.Tensor], backbone: str) 
     _save(folder / STUDENT, tensors, {"backbone": backbone})
 
 
+def hash_student(tensors: dict[str, torch.Tensor], backbone: str) -> str:
+    """Return the SHA-256 of the file that `save_student` writes."""
+    return hashlib.sha256(save(_plain(tensors), {"backbone": backbone})).hexdigest()
+
+
+def hash_config(config: TrainConfig) -> str:
+    """Return a hash of what determines a run's result, besides its files and number of epochs.
+
+    Fields with their default values are left out, so that later versions can have further fields.
+    """
+    without = (*FREE_FIELDS, *PATH_FIELDS, *PROVENANCE_FIELDS, "recipe", "epochs")
+    values = {
+        f"{type(part).__name__}.{item.name}": getattr(part, item.name)
+        for part in (config, config.recipe)
+        for item in fields(part)
+        if item.name not in without and getattr(part, item.name) != item.default
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def newest_run(root: Path = Path("runs")) -> Path:
     """Return the run folder below `root` with the newest student.
 
@@ -241,7 +276,7 @@ def load_student(folder: Path, config: TrainConfig, classes: int) -> Student:
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = _plain(tensors)
     try:
         with atomic_path(path) as temporary:
             temporary.touch()
@@ -269,6 +304,10 @@ def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
             "the previous checkpoint is kept",
             f"fix that, then: {resume_command(path.parent)}",
         ) from problem
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,26 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from sbtk_runtime.errors import BadConfig, SbtkError
+from sbtk_runtime.errors import BadConfig, BadModel, SbtkError
+from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.malloc import keep_freed_memory
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.batches.shards import BatchShard, make_generator
-from sbtk_train.config import Recipe, TrainConfig
+from sbtk_train.config import CONFIG_NAME, Recipe, TrainConfig
+from sbtk_train.data.splits import Division
 from sbtk_train.models.student import Student, StudentOutput, batch_domains
 from sbtk_train.objectives.objective import Examples
 from sbtk_train.progress import EpochDone, Listener, StepDone
-from sbtk_train.runs.checkpoint import Position, load_state, save_state, save_student
+from sbtk_train.runs.checkpoint import (
+    LAST,
+    STUDENT,
+    Position,
+    hash_config,
+    hash_student,
+    load_state,
+    save_state,
+    save_student,
+)
 from sbtk_train.runs.context import TrainingContext
 from sbtk_train.runs.evaluate import SELECTION_METRICS, validate
 from sbtk_train.runs.sources import Source, SourceFactory, prefetch
@@ -73,7 +86,12 @@ class Trainer:
             self._distributed.local_world_size,
             listener,
         )
-        self._position = Position(self._data.sha256, context.split.sha256)
+        self._position = Position(
+            self._data.sha256,
+            context.split.sha256,
+            validation_sha256=_hash_validation(context.division),
+            config_sha256=hash_config(config),
+        )
         batches = list(self._objective.batches(0))
         self._epoch_steps = len(batches)
         self._epoch_images = sum(len(batch.sketches) + len(batch.photos) for batch in batches)
@@ -106,31 +124,50 @@ class Trainer:
         objective = sum(value.nbytes for value in self._objective.state().values())
         return copies * self.student_bytes() + moments[self._recipe.optimizer] * trained + objective
 
-    def resume(self, *, is_longer: bool = False) -> None:
+    def resume(
+        self, *, is_longer: bool = False, refitted_sha256: str = "", changed: Sequence[str] = ()
+    ) -> None:
         """Restore the checkpoint of the run folder.
 
         Args:
             is_longer: whether more epochs are requested than at the start, which resets patience.
+            refitted_sha256: hash of the refitted student, if the run was finished.
+            changed: names of changed files, to explain changed data.
 
         Raises:
-            BadConfig: there is no checkpoint, or it is from other data or another split.
+            BadConfig: there is no checkpoint, or it is from other data, another split or another
+                configuration.
+            BadModel: the checkpoint is of a run that diverged, or the student is of another run.
         """
         tensors, position = self._distributed.broadcast_object(lambda: load_state(self._folder))
+        now = self._position
+        if position.config_sha256 not in ("", now.config_sha256):
+            raise BadConfig(
+                f"{LAST} in {self._folder} is not a checkpoint of the run in {CONFIG_NAME}",
+                "both files as the run left them",
+                "copy the run's files again, or start a new run",
+            )
         for name, found, expected in (
-            ("training data", self._position.data_sha256, position.data_sha256),
-            ("class split", self._position.split_sha256, position.split_sha256),
+            ("training data", now.data_sha256, position.data_sha256),
+            ("class split", now.split_sha256, position.split_sha256),
+            ("validation or held-out data", now.validation_sha256, position.validation_sha256),
         ):
-            if found != expected:
+            if expected and found != expected:
+                files = f" ({', '.join(changed)})" if changed else ""
                 raise BadConfig(
-                    f"the {name} changed since the run started: {found[:12]} now",
+                    f"the {name} changed since the run started{files}: {found[:12]} now",
                     f"{expected[:12]}",
                     "restore it, or start a new run",
                 )
+        self._require_finite(tensors)
         if position.epoch > self._recipe.epochs:
             raise BadConfig(
                 f"--epochs {self._recipe.epochs}, but the run has finished {position.epoch}",
                 f"{position.epoch} or more",
             )
+        has_best = position.step == 0 and position.since_best == 0
+        position.validation_sha256 = now.validation_sha256
+        position.config_sha256 = now.config_sha256
         self._position = position
         if is_longer:
             position.since_best = 0
@@ -142,6 +179,51 @@ class Trainer:
         self._objective.load_state(_part(tensors, "objective."))
         if position.scaler:
             self._scaler.load_state_dict(position.scaler)
+        if position.student_sha256 and self._distributed.is_rank_zero:
+            self._require_student((position.student_sha256, refitted_sha256), has_best=has_best)
+
+    def _require_finite(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse a checkpoint from which every step would diverge."""
+        strange = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+        if strange:
+            raise BadModel(
+                f"{self._folder / LAST} has numbers that are not finite, in {strange[0]}: the run "
+                "diverged before it was saved",
+                "a checkpoint of finite numbers",
+                self._restart(),
+            )
+
+    def _require_student(self, known: Sequence[str], *, has_best: bool) -> None:
+        """Check that the best student's file is this run's, or write it again.
+
+        Args:
+            known: hashes of the files that this run saved.
+            has_best: whether the checkpoint is of the best student, as after a kill while it was
+                being saved.
+        """
+        path = self._folder / STUDENT
+        found = sha256_of_file(path) if path.is_file() else ""
+        if found and found in known:
+            return
+        if not has_best:
+            raise BadModel(
+                f"{path} is not the student that this run saved: SHA-256 {found[:12] or 'missing'}",
+                known[0][:12],
+                "copy the run's files again, or start a new run",
+            )
+        self._listener(f"{path} is not the student that this run saved: written from {LAST}")
+        save_student(self._folder, self._kept().state_dict(), self._config.backbone)
+
+    def _restart(self) -> str:
+        """Return the advice for a run that diverged: a resumed one does so again."""
+        rate = self._recipe.learning_rate
+        return f"start a new run with --learning-rate below {rate} and another --out"
+
+    def _kept(self) -> Student:
+        """Return the student that is validated and saved."""
+        kept = self._student if self._average is None else self._average.module
+        assert isinstance(kept, Student)
+        return kept
 
     def run(self) -> Position:
         """Train to the end or to early stopping; return the final position.
@@ -246,8 +328,8 @@ class Trainer:
         position = self._position
         raise TrainingDiverged(
             f"the {what} is {value} in epoch {position.epoch + 1}, step {number + 1}",
-            "a finite number; the last good checkpoint is kept",
-            f"start again with --learning-rate below {self._recipe.learning_rate}",
+            "a finite number; the last good checkpoint is kept, but --resume would end here again",
+            self._restart(),
         )
 
     def _check_weights(self) -> None:
@@ -259,8 +341,7 @@ class Trainer:
     def _finish_epoch(self) -> None:
         position = self._position
         self._check_weights()
-        kept = self._student if self._average is None else self._average.module
-        assert isinstance(kept, Student)
+        kept = self._kept()
         division, selection = self._context.division, self._recipe.selection
         figures = self._distributed.broadcast_object(
             lambda: validate(kept, division, selection, self._inputs.embed())
@@ -274,11 +355,13 @@ class Trainer:
             position.best = figures[selected_by]
         position.since_best = 0 if improved else position.since_best + 1
         position.epoch, position.step, position.sums = position.epoch + 1, 0, {}
-        # The best student is written first: after a kill in between, the epoch is repeated with the
-        # same result.
-        if improved and self._distributed.is_rank_zero:
-            save_student(self._folder, kept.state_dict(), self._config.backbone)
+        is_saving = improved and self._distributed.is_rank_zero
+        if is_saving:
+            position.student_sha256 = hash_student(kept.state_dict(), self._config.backbone)
         self._save()
+        # After a kill in between, `resume` writes the student from the checkpoint.
+        if is_saving:
+            save_student(self._folder, kept.state_dict(), self._config.backbone)
         self._listener(EpochDone(row, improved, position.since_best))
 
     def _save(self) -> None:
@@ -316,6 +399,11 @@ class Trainer:
             images_per_s,
             left * per_step,
         )
+
+
+def _hash_validation(division: Division) -> str:
+    parts = (division.validation, division.held_out, division.held_out_photos)
+    return hashlib.sha256("\n".join(part.sha256 for part in parts if part).encode()).hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ from sbtk_train.runs.checkpoint import (
     RECORD,
     STUDENT,
     add_resume_command,
+    hash_student,
     load_student,
     locked,
     require_space,
@@ -140,13 +141,22 @@ def _train(
     if not resume:
         config.write(folder)
     context = _build_context(config, own, folder, listener, distributed)
+    recorded = _read_record(folder) if resume else {}
     earlier = read_recorded_refit(folder) if resume else {}
     record = _record(config, context)
+    if earlier:
+        # Until the refit of the best student, which may stay the same.
+        record["earlier_refit"] = earlier
     recorder = _Recorder(folder, record, config.recipe.selection, listener)
     trainer = Trainer(context, config, folder, recorder)
     if resume:
         with _explain_moved_data(config, own):
-            trainer.resume(is_longer=is_longer)
+            trainer.resume(
+                is_longer=is_longer,
+                refitted_sha256=earlier.get("student_sha256", ""),
+                changed=_list_changed(config, recorded),
+            )
+        _require_same_knowledge(context, recorded)
         if trainer.history:
             # Otherwise its metrics would be reported for a student that cannot be read.
             load_student(folder, config, len(context.division.training.classes))
@@ -203,7 +213,7 @@ def _explain_moved_data(config: TrainConfig, own: TrainConfig) -> Iterator[None]
 
 def _require_same_files(config: TrainConfig, folder: Path) -> None:
     """Check that weights, teacher and class map are the files that the run was started with."""
-    recorded = read_json_object(folder / RECORD, BadConfig) if (folder / RECORD).is_file() else {}
+    recorded = _read_record(folder)
     for name, shown in (
         ("weights", "weights are"),
         ("teacher", "teacher is"),
@@ -227,6 +237,53 @@ def _require_same_files(config: TrainConfig, folder: Path) -> None:
                 str(entry.get("sha256"))[:12],
                 "name that file, or start a new run without --resume",
             )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of a run that saved at least once; empty for others.
+
+    Raises:
+        BadConfig: it is missing or not JSON, so that nothing can be compared with it.
+    """
+    if not (folder / RECORD).is_file() and not (folder / LAST).is_file():
+        return {}
+    return read_json_object(folder / RECORD, BadConfig)
+
+
+def _list_changed(config: TrainConfig, recorded: dict[str, Any]) -> list[str]:
+    """Return the lists and stroke files that are not those that the run was started with."""
+    before, now = recorded.get("source_files", {}), _source_files(config)
+    return [
+        path
+        for name, files in now.items()
+        for path, sha256 in files
+        if sha256 not in [known for _, known in before.get(name, [(path, sha256)])]
+    ]
+
+
+def _source_files(config: TrainConfig) -> dict[str, list[tuple[str, str]]]:
+    """Return the lists and stroke files of a run with their hashes, by option."""
+    named = {
+        "split": (config.split,),
+        "classes": (config.classes,),
+        "more_sketches": config.more_sketches,
+        "more_photos": config.more_photos,
+    }
+    return {
+        name: [(path, sha256_of_file(Path(path))) for path in paths if Path(path).is_file()]
+        for name, paths in named.items()
+    }
+
+
+def _require_same_knowledge(context: TrainingContext, recorded: dict[str, Any]) -> None:
+    """Check that soft labels or semantic matrix are made as at the start of the run."""
+    before, now = recorded.get("knowledge_sha256"), context.knowledge_sha256
+    if before and now and before != now:
+        raise BadConfig(
+            f"soft labels or semantic matrix are not those of the run's start: {now[:12]}",
+            str(before)[:12],
+            "resume with the sbtk version that started the run, or start a new run",
+        )
 
 
 def _train_along(
@@ -327,6 +384,10 @@ def _record(config: TrainConfig, context: TrainingContext) -> dict[str, Any]:
         "weights": _file_record(config.weights),
         "teacher": _file_record(config.teacher),
         "class_map": _file_record("" if is_bundled(config.class_map) else config.class_map),
+        "source_files": {
+            name: [(Path(path).name, sha256) for path, sha256 in files]
+            for name, files in _source_files(config).items()
+        },
         "knowledge_sha256": context.knowledge_sha256 or None,
         "recipe": asdict(config.recipe),
         "config_file": {"file": Path(config.config_file).name, "sha256": config.config_sha256}
@@ -435,6 +496,7 @@ def refit(
         listener: called with progress messages and both metrics.
         between_batches: called before each batch of images; ends the refit by an exception.
     """
+    record.pop("earlier_refit", None)
     if earlier and earlier["student_sha256"] == sha256_of_file(folder / STUDENT):
         record |= earlier
     else:
@@ -450,6 +512,8 @@ def read_recorded_refit(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD).is_file():
         return {}
     record = read_json_object(folder / RECORD, BadConfig)
+    if "earlier_refit" in record:
+        return dict(record["earlier_refit"])
     names = ("refit", "best", "student_sha256")
     return {name: record.get(name) for name in names} if "refit" in record else {}
 
@@ -504,5 +568,7 @@ def _refit(
 def _keep(
     student: SbtknetStudent, folder: Path, config: TrainConfig, record: dict[str, Any]
 ) -> None:
+    record["student_sha256"] = hash_student(student.state_dict(), config.backbone)
+    # Before the student, which a resumed run would not know without it.
+    write_json_atomically(folder / RECORD, record)
     save_student(folder, student.state_dict(), config.backbone)
-    record["student_sha256"] = sha256_of_file(folder / STUDENT)

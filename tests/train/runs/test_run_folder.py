@@ -115,19 +115,6 @@ def test_a_run_is_not_started_in_the_folder_of_another(data: Path, tmp_path: Pat
     assert (tmp_path / "run" / STUDENT).read_bytes() == student
 
 
-def test_a_run_without_its_student_is_not_resumed(data: Path, tmp_path: Path) -> None:
-    config = tiny_config(data, epochs=1)
-    run(config, tmp_path / "run")
-    student = tmp_path / "run" / STUDENT
-    student.write_bytes(student.read_bytes()[:-1000])
-    with pytest.raises(BadModel, match="cannot be read") as caught:
-        run(config, tmp_path / "run", resume=True)
-    assert "copy the run's files again" in caught.value.next_step
-    student.unlink()
-    with pytest.raises(BadModel, match="cannot be read"):
-        run(config, tmp_path / "run", resume=True)
-
-
 def test_a_student_that_the_record_does_not_describe_is_refused(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, epochs=1)
     run(config, tmp_path / "run")
