@@ -43,7 +43,12 @@ class ConditionalSE(nn.Module):
 
     def forward(self, values: Tensor, domains: Tensor) -> Tensor:
         """Return the weighted `values (N, C, h, w)` of images with `domains (N,)`."""
-        hidden = torch.relu(self.fc1(values.mean(dim=(2, 3))))
+        if self.training:
+            # The same averages, whose gradient is several times faster in channels_last on CPUs.
+            averages = values.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
+        else:
+            averages = values.mean(dim=(2, 3))  # one node of an exported graph
+        hidden = torch.relu(self.fc1(averages))
         hidden = torch.cat([hidden, domains.to(hidden.dtype).unsqueeze(1)], dim=1)
         shares = torch.sigmoid(self.fc2(hidden))
         return values * shares[:, :, None, None]

@@ -36,6 +36,25 @@ def with_lively_norms(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_training_averages_channels_as_evaluation_does(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    module = ConditionalSE(32)
+    with torch.no_grad():
+        module.fc2.weight[:, -1].normal_()
+    found = []
+    for mode in (True, False):
+        values = torch.randn(2, 32, 3, 5, generator=torch.Generator().manual_seed(1))
+        values = values.contiguous(memory_format=layout).requires_grad_()
+        module.zero_grad()
+        result = module.train(mode)(values, SKETCH_AND_PHOTO)
+        result.square().sum().backward()
+        assert values.grad is not None
+        gradients = [parameter.grad for parameter in module.parameters()]
+        found.append([result.detach(), values.grad, *gradients])
+    torch.testing.assert_close(*found)
+
+
 def test_the_module_weights_channels_by_their_averages_and_the_domain() -> None:
     torch.manual_seed(0)
     module = ConditionalSE(32)
