@@ -473,6 +473,26 @@ def _empty_gallery(folder: Path, bundle_folder: Path) -> None:
         catalogue.claim(Origin(bundle.model_id, "int8", bundle.dim, bundle.preprocessing))
         vectors = Vectors(folder / VECTORS_NAME, bundle.dim)
         catalogue.commit([], [], vectors.append(0, np.zeros((0, bundle.dim), np.float32)))
+@pytest.mark.chromium_only("Playwright cannot limit its storage")
+def test_the_page_opens_while_the_browser_has_no_room(browser: Browser, place: Path) -> None:
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(browser, served.origin, service_workers="allow") as visit:
+            session = visit.context.new_cdp_session(visit.page)
+            limit = {"origin": served.origin, "quotaSize": 1}
+            session.send("Storage.overrideQuotaForOrigin", limit)
+            visit.open()
+            visit.wait_until("() => navigator.serviceWorker.controller !== null")
+            assert visit.page.evaluate(
+                "caches.open('sbtk-page').then(cache => cache.put('/x', new Response('x')))"
+                ".then(() => 'kept', error => error.name)"
+            ).startswith("QuotaExceeded")
+            visit.open()
+            visit.page.goto(f"{served.origin}/collection")
+            visit.page.get_by_text("photos searchable").wait_for()
+
+
         graph = update_graph(folder, catalogue, vectors, None, lambda text: None)
     GalleryManifest(
         generation=1,

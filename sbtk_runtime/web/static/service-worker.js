@@ -8,11 +8,11 @@ self.addEventListener("activate", (event) => event.waitUntil(self.clients.claim(
 
 // The page lists the files that it loaded before the service worker was active.
 self.addEventListener("message", (event) => {
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(event.data.filter(isPageFile))));
+  event.waitUntil(keep((cache) => cache.addAll(event.data.filter(isPageFile))));
 });
 
 self.addEventListener("fetch", (event) => {
-  if (event.request.method === "GET" && isPageFile(event.request.url)) event.respondWith(load(event.request));
+  if (event.request.method === "GET" && isPageFile(event.request.url)) event.respondWith(load(event));
 });
 
 /** @param {string} url */
@@ -25,16 +25,32 @@ function isPageFile(url) {
   return isInside && search === "" && /^(collection|static\/.*)?$/.test(pathname.slice(root.length));
 }
 
-/** @param {Request} request */
-async function load(request) {
-  const cache = await caches.open(CACHE);
+/** @param {FetchEvent} event */
+async function load(event) {
+  const { request } = event;
+  let response;
   try {
-    const response = await fetch(request);
-    if (response.ok) await cache.put(request, response.clone());
-    return response;
+    response = await fetch(request);
   } catch (error) {
-    const saved = await cache.match(request);
+    const saved = await caches.match(request, { cacheName: CACHE }).catch(() => undefined);
     if (saved === undefined) throw error;
     return saved;
+  }
+  if (response.ok) {
+    const copy = response.clone();
+    event.waitUntil(keep((cache) => cache.put(request, copy)));
+  }
+  return response;
+}
+
+/**
+ * Keeps files if the browser lets it: there may be no room, and no cache in private windows.
+ * @param {(cache: Cache) => Promise<void>} write
+ */
+async function keep(write) {
+  try {
+    await write(await caches.open(CACHE));
+  } catch (error) {
+    console.info("sbtk: the page does not open while the server is stopped:", error);
   }
 }
