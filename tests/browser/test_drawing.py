@@ -1,17 +1,15 @@
-"""Drawing with a mouse, pen, finger and eraser finds photos."""
+"""Drawing with a mouse, and erasing, finds photos."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.visit import DOOR, NO_TOUCH, ROOF, Place, Visit
-from tests.serve_process import ServeProcess
+from tests.browser.visit import DOOR, ROOF, Visit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Route
+    from playwright.sync_api import Route
 
 FIRST_HITS = 24
 # Delays the first rendered image until `finishFirst` is called.
@@ -162,36 +160,3 @@ def test_thicker_lines_have_more_ink(visit: Visit) -> None:
         visit.page.get_by_role("button", name="Clear").click()
     thin, medium, thick = amounts
     assert 1.3 * thin < medium < thick / 1.3
-
-
-@pytest.mark.chromium_only(NO_TOUCH)
-def test_pen_pressure_increases_the_ink(visit: Visit) -> None:
-    amounts = []
-    for force in (0.1, 0.9):
-        _pen_stroke(visit, ROOF, force)
-        amounts.append(visit.ink())
-        visit.page.get_by_role("button", name="Clear").click()
-    light, hard = amounts
-    assert hard > 1.5 * light
-
-
-@pytest.mark.chromium_only(NO_TOUCH)
-def test_a_finger_draws_and_does_not_scroll(browser: Browser, server: ServeProcess) -> None:
-    phone = {"width": 390, "height": 844}
-    with Visit(browser, server.origin, viewport=phone, has_touch=True, is_mobile=True) as visit:
-        visit.open()
-        with visit.new_hits():
-            visit.touch(*([visit.on_screen(place)] for place in ROOF))
-        assert visit.count() == FIRST_HITS
-        assert visit.page.evaluate("scrollY") == 0
-        assert visit.page.evaluate("document.documentElement.scrollWidth") == phone["width"]
-
-
-def _pen_stroke(visit: Visit, places: Sequence[Place], force: float) -> None:
-    session = visit.context.new_cdp_session(visit.page)
-    kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"]
-    for kind, place in zip(kinds, [*places, places[-1]], strict=True):
-        x, y = visit.on_screen(place)
-        held = {"button": "left", "buttons": int(kind != "mouseReleased"), "clickCount": 1}
-        event = {"type": kind, "x": x, "y": y, "pointerType": "pen", "force": force}
-        session.send("Input.dispatchMouseEvent", event | held)

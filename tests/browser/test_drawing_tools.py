@@ -5,20 +5,14 @@ What a tool did is read from the image that the page sends to the server.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.browser.visit import NO_TOUCH, ROOF, Place, Visit, violations
-from tests.serve_process import ServeProcess
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+from tests.browser.visit import ROOF, Place, Visit, violations
 
 Ink = NDArray[np.bool_]
 
@@ -33,7 +27,7 @@ NEAR = 6  # units of the canvas
 def test_lines_are_straight(visit: Visit) -> None:
     keys = visit.page.keyboard
     wavy: tuple[Place, ...] = ((0.1, 0.3), (0.4, 0.7), (0.6, 0.2), (0.9, 0.5))
-    freehand = _drawn(visit, lambda: visit.stroke(wavy))
+    freehand = ink_after(visit, lambda: visit.stroke(wavy))
     _clear(visit)
 
     def with_shift() -> None:
@@ -41,14 +35,14 @@ def test_lines_are_straight(visit: Visit) -> None:
         visit.stroke(wavy)
         keys.up("Shift")
 
-    by_shift = _drawn(visit, with_shift)
+    by_shift = ink_after(visit, with_shift)
     _clear(visit)
     keys.press("n")
     assert visit.page.get_by_role("radio", name="Straight line").is_checked()
-    by_tool = _drawn(visit, lambda: visit.stroke(wavy))
+    by_tool = ink_after(visit, lambda: visit.stroke(wavy))
     for ink in (by_shift, by_tool):
         assert _from_line(ink, (100, 300), (900, 500)) < NEAR
-        assert _box(ink) == pytest.approx((95, 295, 905, 505), abs=NEAR)
+        assert ink_box(ink) == pytest.approx((95, 295, 905, 505), abs=NEAR)
     assert _from_line(freehand, (100, 300), (900, 500)) > 100
     _clear(visit)
     # With Shift, the tool draws at multiples of 15 degrees.
@@ -59,7 +53,7 @@ def test_lines_are_straight(visit: Visit) -> None:
         visit.stroke(level)
         keys.up("Shift")
 
-    assert _from_line(_drawn(visit, level_line), (100, 500), (900, 500)) < NEAR
+    assert _from_line(ink_after(visit, level_line), (100, 500), (900, 500)) < NEAR
 
 
 def test_a_stroke_goes_on_after_a_straight_part(visit: Visit) -> None:
@@ -74,7 +68,7 @@ def test_a_stroke_goes_on_after_a_straight_part(visit: Visit) -> None:
         visit.move(((0.8, 0.8),))
         visit.page.mouse.up()
 
-    ink = _drawn(visit, corner)
+    ink = ink_after(visit, corner)
     assert _from_line(ink[:300, 250:750], (0, 200), (500, 200)) < NEAR
     assert not ink[320:, 260:740].any()
     assert visit.page.get_by_role("button", name="Undo").is_enabled()
@@ -83,13 +77,13 @@ def test_a_stroke_goes_on_after_a_straight_part(visit: Visit) -> None:
 
 
 def test_the_stroke_eraser_removes_whole_strokes(visit: Visit) -> None:
-    left = _drawn(visit, lambda: visit.stroke(LEFT))
-    both = _drawn(visit, lambda: visit.stroke(RIGHT))
+    left = ink_after(visit, lambda: visit.stroke(LEFT))
+    both = ink_after(visit, lambda: visit.stroke(RIGHT))
     visit.page.keyboard.press("Shift+E")
     assert visit.page.get_by_role("radio", name="Stroke eraser").is_checked()
-    assert (_drawn(visit, lambda: visit.stroke(((0.6, 0.7), (0.8, 0.75)))) == left).all()
-    assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
-    assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+y")) == left).all()
+    assert (ink_after(visit, lambda: visit.stroke(((0.6, 0.7), (0.8, 0.75)))) == left).all()
+    assert (ink_after(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
+    assert (ink_after(visit, lambda: visit.page.keyboard.press("Control+y")) == left).all()
     before = len(visit.queries)
     visit.stroke(((0.9, 0.9), (0.95, 0.95)))  # touches nothing
     assert visit.page.get_by_role("button", name="Redo").is_disabled()
@@ -99,22 +93,22 @@ def test_the_stroke_eraser_removes_whole_strokes(visit: Visit) -> None:
     visit.stroke(((0.05, 0.35), (0.95, 0.36)), steps=1)
     visit.wait_for_recent()
     assert visit.ink() == 0
-    assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
+    assert (ink_after(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
 
 
 def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None:
-    left = _box(_drawn(visit, lambda: visit.stroke(LEFT)))
-    both = _drawn(visit, lambda: visit.stroke(RIGHT))
+    left = ink_box(ink_after(visit, lambda: visit.stroke(LEFT)))
+    both = ink_after(visit, lambda: visit.stroke(RIGHT))
     visit.page.keyboard.press("v")
     bar = visit.page.get_by_role("group", name="Selected strokes")
     # A click selects a stroke, a drag moves it.
-    moved = _drawn(visit, lambda: visit.stroke(((0.2, 0.3), (0.3, 0.6))))
-    assert _box(moved[:, :600]) == pytest.approx(
+    moved = ink_after(visit, lambda: visit.stroke(((0.2, 0.3), (0.3, 0.6))))
+    assert ink_box(moved[:, :600]) == pytest.approx(
         (left[0] + 100, left[1] + 300, left[2] + 100, 805), abs=NEAR
     )
     assert (moved[:, 600:] == both[:, 600:]).all()
     assert bar.is_visible()
-    assert (_drawn(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
+    assert (ink_after(visit, lambda: visit.page.keyboard.press("Control+z")) == both).all()
     assert not bar.is_visible()
     # A box marks strokes; its corner scales them, about the opposite corner.
     visit.stroke(((0.1, 0.1), (0.4, 0.6)))
@@ -123,8 +117,8 @@ def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None
     )
     pad = 0.018  # between strokes and their frame
     corner = (left[2] / 1000 + pad, left[3] / 1000 + pad)
-    scaled = _drawn(visit, lambda: visit.stroke((corner, (corner[0] + 0.1, corner[1] + 0.2))))
-    x0, y0, x1, y1 = _box(scaled[:, :600])
+    scaled = ink_after(visit, lambda: visit.stroke((corner, (corner[0] + 0.1, corner[1] + 0.2))))
+    x0, y0, x1, y1 = ink_box(scaled[:, :600])
     assert (x0, y0) == pytest.approx(left[:2], abs=2 * NEAR)
     assert (x1 - x0) / (left[2] - left[0]) == pytest.approx(
         (y1 - y0) / (left[3] - left[1]), abs=0.08
@@ -141,7 +135,7 @@ def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None
         visit.stroke((handle, (middle[0] + 0.3, middle[1] + 0.01)))
         visit.page.keyboard.up("Shift")
 
-    turned = _box(_drawn(visit, turn)[:, :650])
+    turned = ink_box(ink_after(visit, turn)[:, :650])
     assert turned[2] - turned[0] == pytest.approx(left[3] - left[1], abs=NEAR)
     assert turned[3] - turned[1] == pytest.approx(left[2] - left[0], abs=NEAR)
 
@@ -149,22 +143,22 @@ def test_strokes_are_selected_and_moved_scaled_and_rotated(visit: Visit) -> None
 def test_the_selection_by_keyboard_alone(visit: Visit) -> None:
     keys = visit.page.keyboard
     visit.stroke(LEFT)
-    both = _drawn(visit, lambda: visit.stroke(RIGHT))
-    left = _box(both[:, :500])
+    both = ink_after(visit, lambda: visit.stroke(RIGHT))
+    left = ink_box(both[:, :500])
     for key in ("v", "d", "PageDown"):
         keys.press(key)
-    down = _box(_drawn(visit, lambda: keys.press("Shift+ArrowDown"))[:, :500])
+    down = ink_box(ink_after(visit, lambda: keys.press("Shift+ArrowDown"))[:, :500])
     assert down == pytest.approx((left[0], left[1] + 100, left[2], left[3] + 100), abs=NEAR)
-    flipped = _drawn(visit, lambda: keys.press("Shift+H"))
+    flipped = ink_after(visit, lambda: keys.press("Shift+H"))
     # The foot of the stroke now points to the left.
     assert flipped[400:500, 335:360].any() and not flipped[400:500, 190:210].any()
-    smaller = _box(_drawn(visit, lambda: keys.press("<"))[:, :500])
+    smaller = ink_box(ink_after(visit, lambda: keys.press("<"))[:, :500])
     assert smaller[3] - smaller[1] < 0.95 * (left[3] - left[1])
     for _ in range(6):
         keys.press(".")
-    turned = _box(_drawn(visit, lambda: keys.press("ArrowRight"))[:, :500])
+    turned = ink_box(ink_after(visit, lambda: keys.press("ArrowRight"))[:, :500])
     assert turned[2] - turned[0] > 1.3 * (turned[3] - turned[1])
-    twice = _drawn(visit, lambda: keys.press("Control+d"))
+    twice = ink_after(visit, lambda: keys.press("Control+d"))
     assert twice.sum() > 1.2 * both.sum()
     keys.press("Control+a")
     visit.page.get_by_role("status").filter(has_text="3 strokes selected.").wait_for(
@@ -175,21 +169,21 @@ def test_the_selection_by_keyboard_alone(visit: Visit) -> None:
     assert visit.ink() == 0
     for _ in range(11):  # deleting, duplicating, a step, six rotations, scaling, flipping
         keys.press("Control+z")
-    assert (_drawn(visit, lambda: keys.press("Control+z")) == both).all()
+    assert (ink_after(visit, lambda: keys.press("Control+z")) == both).all()
 
 
 def test_lines_and_the_stroke_eraser_by_keyboard_alone(visit: Visit) -> None:
     keys = visit.page.keyboard
     for key in ("n", "d", "Space", *["Shift+ArrowRight"] * 3, "Shift+ArrowDown"):
         keys.press(key)
-    line = _drawn(visit, lambda: keys.press("Space"))
+    line = ink_after(visit, lambda: keys.press("Space"))
     assert _from_line(line, (500, 500), (800, 600)) < NEAR
     for key in ("Shift+E", "Shift+ArrowUp", "Space", *["Shift+ArrowDown"] * 2):
         keys.press(key)
     keys.press("Space")
     visit.wait_for_recent()
     assert visit.ink() == 0
-    assert (_drawn(visit, lambda: keys.press("Control+z")) == line).all()
+    assert (ink_after(visit, lambda: keys.press("Control+z")) == line).all()
 
 
 def test_the_tools_fit_beside_an_opened_image(visit: Visit) -> None:
@@ -223,17 +217,17 @@ def _assert_tools_fit(visit: Visit, width: int, height: int) -> None:
 def test_what_was_erased_stays_erased_when_strokes_move(visit: Visit) -> None:
     visit.stroke(RIGHT)
     visit.page.get_by_role("radio", name="Eraser", exact=True).check(force=True)
-    cut = _drawn(visit, lambda: visit.stroke(((0.6, 0.5), (0.8, 0.5))))
+    cut = ink_after(visit, lambda: visit.stroke(((0.6, 0.5), (0.8, 0.5))))
     gap = ~cut[300:700, 695:705].any(axis=1)
     assert 20 < gap.sum() < 80
     visit.page.keyboard.press("v")
     visit.press((0.7, 0.3))
-    moved = _drawn(visit, lambda: _release_at(visit, (0.4, 0.35)))
+    moved = ink_after(visit, lambda: _release_at(visit, (0.4, 0.35)))
     assert not moved[:, 650:750].any()
     gap_moved = ~moved[350:750, 395:405].any(axis=1)
     assert gap_moved.sum() == pytest.approx(gap.sum(), abs=NEAR)
     # A stroke in the place of the eraser's stroke is not erased by it.
-    assert _drawn(visit, lambda: _drag(visit, (0.4, 0.35), (0.7, 0.47)))[440:540, 695:705].any()
+    assert ink_after(visit, lambda: _drag(visit, (0.4, 0.35), (0.7, 0.47)))[440:540, 695:705].any()
 
 
 def test_an_image_is_traced_and_only_strokes_are_searched_for(visit: Visit, photos: Path) -> None:
@@ -249,7 +243,7 @@ def test_an_image_is_traced_and_only_strokes_are_searched_for(visit: Visit, phot
     assert visit.page.get_by_role("radio", name="Sketch").is_checked()
     assert not visit.page.get_by_role("button", name="Crop").is_visible()
     assert visit.page.locator("#traced-layer").is_visible()
-    with_image = _drawn(visit, lambda: visit.stroke(ROOF))
+    with_image = ink_after(visit, lambda: visit.stroke(ROOF))
     assert "as=sketch" in visit.queries[-1].url
     # Erasing leaves the image.
     visit.page.keyboard.press("Shift+E")
@@ -262,7 +256,7 @@ def test_an_image_is_traced_and_only_strokes_are_searched_for(visit: Visit, phot
     visit.page.get_by_role("button", name="Clear").click()
     visit.wait_for_recent()
     assert trace.is_visible()
-    without = _drawn(visit, lambda: visit.stroke(ROOF))
+    without = ink_after(visit, lambda: visit.stroke(ROOF))
     assert (without == with_image).mean() > 0.995
     with visit.new_hits():
         visit.page.keyboard.press("o")
@@ -296,14 +290,14 @@ def test_the_canvas_zooms(visit: Visit) -> None:
     group = visit.page.get_by_role("group", name="Zoom of the canvas")
     zoom_in = group.get_by_role("button", name="Zoom in")
     assert group.get_by_role("button", name="Zoom out").is_disabled()
-    whole = _drawn(visit, lambda: visit.stroke(ROOF))
+    whole = ink_after(visit, lambda: visit.stroke(ROOF))
     for _ in range(2):
         zoom_in.click()
     # The middle 1000 / 2.25 units are shown.
     side = 1000 / 2.25
     start = (1000 - side) / 2
-    drawn = _drawn(visit, lambda: visit.stroke(((0.1, 0.5), (0.4, 0.5))))
-    added = _box(drawn & ~whole)
+    drawn = ink_after(visit, lambda: visit.stroke(((0.1, 0.5), (0.4, 0.5))))
+    added = ink_box(drawn & ~whole)
     assert added[0] == pytest.approx(start + 0.1 * side, abs=2 * NEAR)
     assert added[2] == pytest.approx(start + 0.4 * side, abs=2 * NEAR)
     visit.page.keyboard.press("0")
@@ -314,61 +308,9 @@ def test_the_canvas_zooms(visit: Visit) -> None:
     visit.page.mouse.wheel(0, -400)
     visit.page.keyboard.up("Control")
     visit.wait_until("() => !document.getElementById('canvas-zoom-whole').hidden")
-    dotted = _drawn(visit, lambda: visit.stroke(((0.2, 0.8), (0.2, 0.8))))
+    dotted = ink_after(visit, lambda: visit.stroke(((0.2, 0.8), (0.2, 0.8))))
     assert dotted[790:810, 190:210].any()
     visit.page.keyboard.press("0")
-
-
-@pytest.mark.chromium_only(NO_TOUCH)
-def test_two_fingers_zoom_and_do_not_draw(browser: Browser, server: ServeProcess) -> None:
-    with Visit(browser, server.origin, has_touch=True) as visit:
-        visit.open()
-        _drawn(visit, lambda: visit.stroke(ROOF))
-        sent, ink = visit.sent_ink(), visit.ink()
-        # With a pause, the first finger's dot is searched for before the second one lands.
-        for pause_ms in (0, 600):
-            _pinch(visit, (0.45, 0.5), (0.55, 0.5), (0.3, 0.5), (0.7, 0.5), pause_ms)
-            whole = visit.page.get_by_role("button", name="Whole canvas")
-            assert whole.inner_text() == "400%"
-            visit.page.keyboard.press("0")
-            assert visit.ink() == pytest.approx(ink, rel=0.02)
-            end = time.monotonic() + 10
-            while (visit.sent_ink() != sent).any():
-                assert time.monotonic() < end, "the dot of the first finger is still searched for"
-                visit.page.wait_for_timeout(50)
-
-
-@pytest.mark.chromium_only(NO_TOUCH)
-@pytest.mark.parametrize("device", ["pen", "finger"])
-def test_pens_and_fingers_move_the_selection(
-    browser: Browser, server: ServeProcess, device: str
-) -> None:
-    with Visit(browser, server.origin, has_touch=True) as visit:
-        visit.open()
-        left = _box(_drawn(visit, lambda: visit.stroke(LEFT)))
-        visit.page.keyboard.press("v")
-        places = ((0.2, 0.3), (0.3, 0.4), (0.4, 0.5))
-
-        def drag() -> None:
-            if device == "finger":
-                visit.touch(*([visit.on_screen(place)] for place in places))
-            else:
-                _pen(visit, places)
-
-        moved = _box(_drawn(visit, drag))
-        assert moved == pytest.approx([value + 200 for value in left], abs=NEAR)
-
-
-@pytest.mark.chromium_only(NO_TOUCH)
-def test_a_palm_beside_the_pen_does_not_zoom(browser: Browser, server: ServeProcess) -> None:
-    with Visit(browser, server.origin, has_touch=True) as visit:
-        visit.open()
-        whole = visit.page.get_by_role("button", name="Whole canvas")
-        _pen(visit, ((0.2, 0.2), (0.5, 0.2)), lift=False)
-        _pinch(visit, (0.6, 0.8), (0.7, 0.8), (0.5, 0.8), (0.9, 0.8))
-        assert not whole.is_visible()
-        ink = _drawn(visit, lambda: _pen(visit, ((0.5, 0.2), (0.8, 0.2)), press=False))
-        assert _box(ink) == pytest.approx((195, 195, 805, 205), abs=2 * NEAR)
 
 
 def test_erasing_by_geometry_leaves_what_erasing_pixels_leaves(visit: Visit) -> None:
@@ -386,7 +328,7 @@ def test_transforms_and_views_are_undone_by_their_inverses(visit: Visit) -> None
 def test_edited_strokes_survive_a_reload(visit: Visit) -> None:
     visit.stroke(LEFT)
     visit.page.keyboard.press("v")
-    moved = _drawn(visit, lambda: _drag(visit, (0.2, 0.3), (0.5, 0.5)))
+    moved = ink_after(visit, lambda: _drag(visit, (0.2, 0.3), (0.5, 0.5)))
     visit.open()
     visit.page.wait_for_selector('#results[data-shown="sketch"][aria-busy="false"]')
     assert (visit.sent_ink() == moved).mean() > 0.999
@@ -468,7 +410,7 @@ _INVERSES = """async () => {
 }"""
 
 
-def _drawn(visit: Visit, draw: Callable[[], object]) -> Ink:
+def ink_after(visit: Visit, draw: Callable[[], object]) -> Ink:
     """Return the ink that is searched for after `draw`."""
     with visit.new_hits():
         draw()
@@ -490,7 +432,7 @@ def _clear(visit: Visit) -> None:
     visit.wait_for_recent()
 
 
-def _box(ink: Ink) -> tuple[int, int, int, int]:
+def ink_box(ink: Ink) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of the ink."""
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
@@ -502,38 +444,3 @@ def _from_line(ink: Ink, start: tuple[int, int], end: tuple[int, int]) -> float:
     along = np.subtract(end, start) / np.hypot(*np.subtract(end, start))
     away = np.abs((columns - start[0]) * along[1] - (rows - start[1]) * along[0])
     return float(away.max()) - 5
-
-
-def _pinch(visit: Visit, a: Place, b: Place, to_a: Place, to_b: Place, pause_ms: float = 0) -> None:
-    """Put down one finger and after a pause another, move both, and lift them."""
-    session = visit.context.new_cdp_session(visit.page)
-
-    def touch(kind: str, *places: Place) -> None:
-        points = [
-            {"x": x, "y": y, "id": index}
-            for index, (x, y) in enumerate(visit.on_screen(place) for place in places)
-        ]
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-
-    touch("touchStart", a)
-    visit.page.wait_for_timeout(pause_ms)
-    touch("touchStart", a, b)
-    for share in (0.5, 1.0):
-        touch("touchMove", *(_between(x, y, share) for x, y in ((a, to_a), (b, to_b))))
-    touch("touchEnd")
-
-
-def _pen(visit: Visit, places: Sequence[Place], *, press: bool = True, lift: bool = True) -> None:
-    session = visit.context.new_cdp_session(visit.page)
-    kinds = ["mousePressed" if press else "mouseMoved", *["mouseMoved"] * (len(places) - 1)]
-    if lift:
-        kinds.append("mouseReleased")
-    for kind, place in zip(kinds, [*places, places[-1]], strict=False):
-        x, y = visit.on_screen(place)
-        held = {"button": "left", "buttons": int(kind != "mouseReleased"), "clickCount": 1}
-        event = {"type": kind, "x": x, "y": y, "pointerType": "pen", "force": 0.5}
-        session.send("Input.dispatchMouseEvent", event | held)
-
-
-def _between(a: Place, b: Place, share: float) -> Place:
-    return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share

@@ -90,6 +90,11 @@ function handleView(pad, isPalm) {
   const restart = () => (start = isMoving() ? { grip: grip(), view: pad.view } : null);
 
   element.addEventListener("pointerdown", (event) => {
+    if (event.pointerType === "pen") {
+      // What lay on the screen before the pen is the palm of the hand, in several places.
+      down.clear();
+      restart();
+    }
     const isMiddle = event.button === MIDDLE_BUTTON;
     if ((event.pointerType !== "touch" && !isMiddle) || isPalm(event)) return;
     if (isMiddle) event.preventDefault();
