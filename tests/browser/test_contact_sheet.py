@@ -34,7 +34,7 @@ def sheet(gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280])
 def test_photos_in_their_own_shapes_fill_the_rows(
     browser: Browser, sheet: Path, width: int
 ) -> None:
