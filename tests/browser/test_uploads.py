@@ -6,18 +6,20 @@ import base64
 import io
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.browser.visit import Visit
+from tests.browser.visit import ROOF, Visit
 from tests.serve_process import ServeProcess
 
 ROOT = Path(__file__).parents[2]
 FLOWER_SKETCH = ROOT / "demo" / "sketches" / "flower.png"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>document.title = "run"</script></svg>'
+
+NO_DRAGS = "Playwright sends it no drags from other programs"
 
 # The events that the clipboard and a file manager cause.
 _FILE_EVENT = """([kind, name, type, bytes, others]) => {
@@ -82,6 +84,27 @@ def _drop(visit: Visit, path: Path) -> None:
     _event(visit, "drop", path.name, "image/png", path.read_bytes())
 
 
+def _drag_in(
+    visit: Visit, *, files: Sequence[Path] = (), items: Mapping[str, str] | None = None
+) -> None:
+    """Drop files, folders, or texts by their types on the page, as a file manager does."""
+    session = visit.context.new_cdp_session(visit.page)
+    texts = [{"mimeType": kind, "data": text} for kind, text in (items or {}).items()]
+    carried = {"items": texts, "files": [*map(str, files)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": 300, "y": 300, "data": carried}
+        session.send("Input.dispatchDragEvent", event)
+
+
+def _toast(visit: Visit, start: str) -> str:
+    """Wait for the message that starts so, and return it."""
+    toast = visit.page.locator("#toast.is-shown").filter(has_text=start)
+    toast.wait_for()
+    said = toast.inner_text()
+    assert said.startswith(start)
+    return said
+
+
 def _paste(visit: Visit, path: Path) -> None:
     if visit.is_firefox:
         # The keys of its driver paste nothing.
@@ -128,6 +151,72 @@ def test_files_beside_an_image_are_counted_as_not_used(visit: Visit, kind: str) 
     said = visit.page.locator("#toast").inner_text()
     assert said.startswith("flower.png: searching with a sketch.")
     assert said.endswith("2 more not used.")
+
+
+@pytest.mark.chromium_only(NO_DRAGS)
+def test_a_folder_that_is_dropped_says_where_folders_are_added(
+    visit: Visit, photos: Path, tmp_path: Path
+) -> None:
+    _drag_in(visit, files=[photos / "places"])
+    said = _toast(visit, "places is a folder.")
+    assert "add it on the page Collection" in said
+    _drag_in(visit, files=[photos / "places", photos / "plants", photos / "people"])
+    _toast(visit, "places and 2 more are folders.")
+    assert visit.queries == []
+    (tmp_path / "notes.txt").write_text("not an image")
+    with visit.new_hits():
+        _drag_in(visit, files=[photos, tmp_path / "notes.txt", FLOWER_SKETCH])
+    assert _toast(visit, "flower.png: searching with a sketch.").endswith("2 more not used.")
+
+
+@pytest.mark.chromium_only(NO_DRAGS)
+def test_a_folder_that_is_dropped_on_the_collection_leads_to_its_field(
+    visit: Visit, photos: Path
+) -> None:
+    visit.page.goto(f"{visit.origin}/collection")
+    visit.page.get_by_text("photos searchable").wait_for()
+    _drag_in(visit, files=[photos / "places"])
+    visit.page.get_by_role("status").filter(has_text="do not tell where places is").wait_for()
+    assert visit.page.evaluate("document.activeElement.id") == "path"
+    assert visit.page.url == f"{visit.origin}/collection"
+
+
+@pytest.mark.chromium_only(NO_DRAGS)
+def test_links_and_texts_that_are_dropped_do_not_leave_the_page(visit: Visit) -> None:
+    visit.stroke(ROOF)
+    _drag_in(visit, items={"text/uri-list": "https://example.org/a.jpg"})
+    assert "Save the image as a file" in _toast(visit, "This is a link, not an image.")
+    _drag_in(visit, items={"text/plain": "a tree"})
+    _toast(visit, "This is text, not an image.")
+    assert visit.page.url.startswith(f"{visit.origin}/")
+    assert visit.ink() > 500
+
+
+def test_pasted_text_says_that_it_is_not_an_image(visit: Visit) -> None:
+    visit.allow_clipboard()
+    visit.page.evaluate("navigator.clipboard.writeText('a tree')")
+    visit.page.locator("#input-layer").focus()
+    visit.page.keyboard.press("Control+V")
+    _toast(visit, "This is text, not an image.")
+
+
+def test_files_that_cannot_be_used_are_named_with_the_reason(visit: Visit) -> None:
+    _event(visit, "drop", "empty.png", "image/png", b"")
+    _toast(visit, "empty.png: The file is empty.")
+    _event(visit, "drop", "IMG_1.heic", "image/heic", b"heic", ["a.txt", "b.txt"])
+    _toast(visit, "a.txt: Unsupported image format.")
+    _event(visit, "drop", "cut.png", "image/png", FLOWER_SKETCH.read_bytes()[:30], ["a.txt"])
+    said = _toast(visit, "cut.png: The file is damaged or not an image.")
+    assert said.endswith("1 more not used.")
+    _event(visit, "drop", "no suffix", "", b"not an image")
+    _toast(visit, "no suffix: The file is damaged or not an image.")
+    assert visit.queries == []
+
+
+def test_an_image_without_a_suffix_is_recognised(visit: Visit) -> None:
+    with visit.new_hits():
+        _event(visit, "drop", "flower", "", FLOWER_SKETCH.read_bytes())
+    assert visit.names()[0] == "flower.jpg"
 
 
 def test_the_last_of_two_uploads_wins(visit: Visit) -> None:

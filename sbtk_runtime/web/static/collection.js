@@ -3,7 +3,7 @@
 import { ApiError, forgetFolder, getFailures, getFolders, startIndexing } from "./api.js";
 import { byId, showPath } from "./dom.js";
 import { IndexingMonitor, resultText, showProgress } from "./indexing.js";
-import { displayPath } from "./paths.js";
+import { displayName, displayPath } from "./paths.js";
 
 /** @typedef {import("./api.js").FileFailure} FileFailure */
 /** @typedef {import("./api.js").IndexedFolder} IndexedFolder */
@@ -35,6 +35,20 @@ confirmation.addEventListener("close", () => {
 });
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible") void load();
+// Otherwise browsers would leave the page for what is dropped on it.
+document.addEventListener("dragover", (event) => {
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+});
+document.addEventListener("drop", (event) => {
+  const [file] = event.dataTransfer?.files ?? [];
+  if (file === undefined) return;
+  event.preventDefault();
+  const name = displayName({ path: file.name });
+  const canAdd = !byId("add", HTMLElement).hidden;
+  const next = canAdd ? 'Type the full path of the folder under "Add a folder".' : "Add the folder on the computer that runs sbtk.";
+  showStatus(`Browsers do not tell where ${name} is. ${next}`, true);
+  byId("path", HTMLInputElement).focus();
+});
 });
 void load();
 

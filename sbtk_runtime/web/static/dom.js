@@ -2,6 +2,8 @@
 
 const ANNOUNCE_DELAY_MS = 700;
 const TOAST_MS = 3500;
+// For a message of several sentences: slow readers take this long for a letter.
+const TOAST_MS_PER_LETTER = 70;
 
 /** @type {number | undefined} */
 let announceTimer;
@@ -61,6 +63,16 @@ export function onRadioChange(name, listener) {
 }
 
 /**
+ * Returns whether an element takes keys, pasted text and drops itself.
+ * @param {EventTarget | null} target
+ */
+export function isTextInput(target) {
+  if (!(target instanceof HTMLElement)) return false;
+  if (target instanceof HTMLInputElement) return !["radio", "checkbox", "button"].includes(target.type);
+  return target.isContentEditable || target.matches("select, textarea");
+}
+
+/**
  * Enables or disables the buttons of a group. If the focused button is disabled, the focus moves to an
  * enabled one, because a disabled button receives no key events.
  * @param {[HTMLButtonElement, boolean][]} buttons each with whether it is enabled
@@ -113,7 +125,7 @@ export function showToast(text) {
   toast = document.querySelector("dialog[open] .toast") ?? byId("toast", HTMLElement);
   toast.textContent = text;
   toast.classList.add("is-shown");
-  toastTimer = setTimeout(hideToast, TOAST_MS);
+  toastTimer = setTimeout(hideToast, Math.max(TOAST_MS, text.length * TOAST_MS_PER_LETTER));
 }
 
 function hideToast() {

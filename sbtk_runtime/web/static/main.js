@@ -13,7 +13,7 @@ import { ServerMonitor } from "./server_status.js";
 import { restoreSketch, saveSketchOnExit } from "./session_store.js";
 import { SketchPad } from "./sketch_pad.js";
 import { setUpToolbar } from "./toolbar.js";
-import { acceptImages } from "./upload.js";
+import { acceptImages, unusedText } from "./upload.js";
 import { currentState, pushFeedback, pushState, regionText, takeTraced, urlState } from "./url_state.js";
 import { Viewer } from "./viewer.js";
 
@@ -97,8 +97,7 @@ function currentQuery() {
  */
 function addImage(uploaded, others) {
   drawing.add({ kind: "image", image: uploaded });
-  const unused = others === 0 ? "" : ` Only one image can be searched with: ${others} more not used.`;
-  showToast(`${uploaded.name}: searching with a ${uploaded.kind}. Trace draws over it.${unused}`);
+  showToast(`${uploaded.name}: searching with a ${uploaded.kind}. Trace draws over it.${unusedText(others)}`);
 }
 
 /** Puts the example that the URL names under the pen. */

@@ -1,7 +1,7 @@
 // The buttons around the canvas, and the keyboard shortcuts.
 
 import { setUpCanvasBars } from "./canvas_bars.js";
-import { announce, byId, checkedValue, onRadioChange, setChecked, setEnabled, showToast } from "./dom.js";
+import { announce, byId, checkedValue, isTextInput, onRadioChange, setChecked, setEnabled, showToast } from "./dom.js";
 import { LINE_WIDTHS } from "./drawing.js";
 
 /** @typedef {import("./sketch_pad.js").SketchPad} SketchPad */
@@ -165,13 +165,6 @@ function keyName(event) {
  */
 function latinKey({ key, code }) {
   return key > "\x7f" && /^Key[A-Z]$/.test(code) ? code.slice(3) : key;
-}
-
-/** @param {EventTarget | null} target */
-function isTextInput(target) {
-  if (!(target instanceof HTMLElement)) return false;
-  if (target instanceof HTMLInputElement) return !["radio", "checkbox", "button"].includes(target.type);
-  return target.isContentEditable || target.matches("select, textarea");
 }
 
 /**

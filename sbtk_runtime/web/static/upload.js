@@ -1,7 +1,8 @@
 // Images that are opened, pasted or dropped on the page: validated, classified and converted for upload.
 
 import { idOf } from "./api.js";
-import { byId, showToast } from "./dom.js";
+import { byId, isTextInput, showToast } from "./dom.js";
+import { displayName } from "./paths.js";
 import { PHOTO_TYPE } from "./results_grid.js";
 
 /**
@@ -13,6 +14,7 @@ import { PHOTO_TYPE } from "./results_grid.js";
  * @property {string} name
  * @property {"sketch" | "photo"} kind as detected
  */
+/** @typedef {{ file: File, isFolder: boolean }} Given a file or folder as it was chosen, pasted or dropped */
 
 const MEDIA_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
 // The server accepts these; other formats are converted.
@@ -22,6 +24,8 @@ const MAX_UPLOAD_PIXELS = 16_000_000;
 const MAX_FILE_BYTES = 64 << 20;
 const MAX_PIXELS = 120_000_000;
 const MAX_SIDE_PX = 1024;
+// What a link or a text is dropped as, in Chromium and in Firefox.
+const TEXT_TYPES = ["text/uri-list", "text/x-moz-url", "text/plain", "text/html"];
 // Firefox sends dragover every 350 ms, others more often.
 const DRAGOVER_TIMEOUT_MS = 600;
 
@@ -40,40 +44,82 @@ export function acceptImages(onImage, onPhoto) {
   fileInput.accept = MEDIA_TYPES.join(",");
   byId("upload", HTMLButtonElement).addEventListener("click", () => fileInput.click());
   fileInput.addEventListener("change", () => {
-    void upload([...(fileInput.files ?? [])], onImage);
+    void upload([...(fileInput.files ?? [])].map((file) => ({ file, isFolder: false })), onImage);
     fileInput.value = ""; // Otherwise choosing the same file again fires no event.
   });
   document.addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length === 0) return;
+    if (isTextInput(event.target) && !event.clipboardData?.types.includes("Files")) return;
     event.preventDefault();
-    void upload(files, onImage);
+    receive(event.clipboardData, onImage);
   });
   acceptDrops((event) => {
     const id = event.dataTransfer?.getData(PHOTO_TYPE);
     if (id) onPhoto(idOf(id));
-    else void upload([...(event.dataTransfer?.files ?? [])], onImage);
+    else receive(event.dataTransfer, onImage);
   });
 }
 
 /**
- * @param {readonly File[]} files the first image among them is used
+ * Says how many of several files are not used; "" if all are.
+ * @param {number} others
+ */
+export function unusedText(others) {
+  return others === 0 ? "" : ` Only one image can be searched with: ${others} more not used.`;
+}
+
+/**
+ * @param {DataTransfer | null} carried
+ * @param {(image: UploadedImage, others: number) => void} onImage
+ */
+function receive(carried, onImage) {
+  // Folders are told from files while the event is handled, not later.
+  const given = [...(carried?.items ?? [])].flatMap((item) => {
+    const file = item.kind === "file" ? item.getAsFile() : null;
+    return file === null ? [] : [{ file, isFolder: item.webkitGetAsEntry()?.isDirectory === true }];
+  });
+  if (given.length > 0) {
+    void upload(given, onImage);
+    return;
+  }
+  const types = carried?.types ?? [];
+  const isLink = types.includes("text/uri-list") || types.includes("text/x-moz-url");
+  const isText = types.some((type) => TEXT_TYPES.includes(type));
+  const found = isLink ? "This is a link, not an image." : isText ? "This is text, not an image." : "This is not an image.";
+  showToast(`${found} Save the image as a file and drop the file here, or copy the image itself and paste it.`);
+}
+
+/**
+ * @param {readonly Given[]} given the first image is used
  * @param {(image: UploadedImage, others: number) => void} onImage not called if another upload started in the meantime
  */
-async function upload(files, onImage) {
+async function upload(given, onImage) {
+  const files = given.filter(({ isFolder }) => !isFolder).map(({ file }) => file);
   const file = files.find(({ type }) => MEDIA_TYPES.includes(type)) ?? files[0];
   if (file === undefined) {
-    showToast("Only image files can be dropped here.");
+    if (given.length > 0) showToast(folderText(given));
     return;
   }
   uploads += 1;
   const current = uploads;
+  const others = given.length - 1;
   try {
     const image = await loadImage(file);
-    if (current === uploads) onImage(image, files.length - 1);
+    if (current === uploads) onImage(image, others);
   } catch (error) {
-    if (current === uploads) showToast(error instanceof ImageError ? error.message : "Cannot open this image.");
+    const reason = error instanceof ImageError ? error.message : "This image cannot be opened.";
+    if (current === uploads) showToast(`${nameOf(file)}: ${reason}${unusedText(others)}`);
   }
+}
+
+/** @param {readonly Given[]} folders */
+function folderText([{ file }, ...others]) {
+  const what = others.length === 0 ? `${nameOf(file)} is a folder` : `${nameOf(file)} and ${others.length} more are folders`;
+  return `${what}. To search with an image, drop the image itself. To find the photos in a folder, add it on the page Collection.`;
+}
+
+/** @param {File} file */
+function nameOf(file) {
+  return displayName({ path: file.name || "image" });
 }
 
 /**
@@ -81,8 +127,10 @@ async function upload(files, onImage) {
  * @returns {Promise<UploadedImage>}
  * @throws {ImageError} the file is not an image, or too large
  */
-async function loadImage(file) {
-  if (!MEDIA_TYPES.includes(file.type)) {
+export async function loadImage(file) {
+  if (file.size === 0) throw new ImageError("The file is empty.");
+  // A name without a known suffix has no type, and browsers recognise images by their content.
+  if (file.type !== "" && !MEDIA_TYPES.includes(file.type)) {
     throw new ImageError("Unsupported image format. Use PNG, JPEG, WebP, GIF, BMP or AVIF.");
   }
   if (file.size > MAX_FILE_BYTES) {
@@ -94,7 +142,7 @@ async function loadImage(file) {
   const isSmall = file.size <= MAX_UPLOAD_BYTES && pixelCount <= MAX_UPLOAD_PIXELS;
   const isAccepted = SERVER_MEDIA_TYPES.includes(file.type) && isSmall;
   const sent = isAccepted ? file : await encode(pixels, kind);
-  return { file: sent, pixels, width, height, name: file.name || "image", kind };
+  return { file: sent, pixels, width, height, name: nameOf(file), kind };
 }
 
 /**
@@ -204,19 +252,28 @@ function acceptDrops(onDrop) {
     root.classList.toggle("is-dropping", isOver);
   };
   document.addEventListener("dragover", (event) => {
-    if (!canDrop(event)) return;
+    if (!isHandled(event)) return;
     event.preventDefault();
     if (event.dataTransfer) event.dataTransfer.dropEffect = "copy";
-    highlight(true);
+    highlight(canDrop(event));
     // A timeout, because no dragleave comes if the element under the pointer is removed.
     timer = setTimeout(() => highlight(false), DRAGOVER_TIMEOUT_MS);
   });
   document.addEventListener("drop", (event) => {
     highlight(false);
-    if (!canDrop(event)) return;
+    if (!isHandled(event)) return;
     event.preventDefault();
     onDrop(event);
   });
+}
+
+/**
+ * Returns whether the page handles a drop. Otherwise browsers would leave the page for a link that is dropped on it.
+ * @param {DragEvent} event
+ */
+function isHandled(event) {
+  const isText = event.dataTransfer?.types.some((type) => TEXT_TYPES.includes(type)) ?? false;
+  return canDrop(event) || (isText && !isTextInput(event.target));
 }
 
 /** @param {DragEvent} event */
