@@ -280,6 +280,7 @@ def test_the_address_names_an_example_to_trace(visit: Visit) -> None:
     with visit.new_hits():
         visit.page.get_by_role("button", name="Trace").click()
     assert visit.sent_ink().mean() > 0.06
+    _clear(visit)
     visit.page.goto("about:blank")
     visit.open("/#trace=toString")
     visit.wait_for_recent()

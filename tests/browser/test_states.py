@@ -42,6 +42,7 @@ ODD_NAMES = (
     b"%2e..%2f#photo=1?as=photo.png",
     b"x" * 251 + b".png",
 )
+FLOWER_SKETCH = Path(__file__).parents[2] / "demo" / "sketches" / "flower.png"
 #: One emoji of several characters.
 FAMILY = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}.png"
 
@@ -54,6 +55,15 @@ _AS_FIREFOX_RELOADS = """{
         if (radio !== null) observer.disconnect();
     });
     observer.observe(document, { childList: true, subtree: true });
+}"""
+
+
+# Phones end pages that are hidden, without further events.
+_AS_A_PHONE = """{
+    Object.defineProperty(document, "visibilityState", {
+        get: () => window.isHidden ? "hidden" : "visible",
+    });
+    window.addEventListener("pagehide", (event) => event.stopImmediatePropagation(), true);
 }"""
 
 
@@ -217,6 +227,32 @@ def test_a_sketch_survives_a_reload(browser: Browser, place: Path) -> None:
         visit.page.get_by_role("button", name="Undo").click()
         visit.wait_for_recent()
         assert visit.ink() == 0
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_an_image_and_the_strokes_over_it_survive_a_reload(visit: Visit, is_traced: bool) -> None:
+    visit.context.add_init_script(_AS_A_PHONE)
+    visit.open()
+    with visit.new_hits(), visit.page.expect_file_chooser() as chosen:
+        visit.page.get_by_role("button", name="Open image").click()
+        chosen.value.set_files(FLOWER_SKETCH)
+    if is_traced:
+        visit.page.get_by_role("button", name="Trace").click()
+        visit.wait_for_recent()
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    before, ink = visit.ids(), visit.ink()
+    visit.page.evaluate("window.isHidden = true")
+    visit.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    visit.page.reload()
+    visit.page.wait_for_selector('#results[data-shown="sketch"][aria-busy="false"]')
+    assert visit.ids() == before
+    assert visit.ink() == pytest.approx(ink, rel=0.02)
+    trace = visit.page.get_by_role("button", name="Trace")
+    assert trace.get_attribute("aria-pressed") == str(is_traced).lower()
+    with visit.new_hits(are_recent=is_traced):
+        visit.page.get_by_role("button", name="Undo").click()
+    assert visit.page.locator("#traced-layer").is_visible() == is_traced
 
 
 def test_restored_radio_buttons_are_reset(browser: Browser, server: ServeProcess) -> None:

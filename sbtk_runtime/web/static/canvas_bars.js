@@ -66,6 +66,7 @@ function setUpTrace({ drawing }) {
   };
   button.addEventListener("click", toggle);
   drawing.addEventListener("change", update);
+  update();
   return [{ keys: "O", action: "Trace the image", run: toggle }];
 }
 

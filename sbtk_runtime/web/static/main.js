@@ -23,7 +23,8 @@ import { Viewer } from "./viewer.js";
 
 resetRadios();
 const drawing = new Drawing();
-restoreSketch(drawing);
+// Before anything listens to the drawing: what the URL shows stays.
+await restoreSketch(drawing);
 const [traced, strokes, input] = ["traced-layer", "strokes-layer", "input-layer"].map((id) => byId(id, HTMLCanvasElement));
 const pad = new SketchPad({ traced, strokes, input }, drawing);
 const monitor = new ServerMonitor();
@@ -75,6 +76,7 @@ urlState.addEventListener("change", applyUrlState);
 monitor.addEventListener("change", watchIndexing);
 indexing.addEventListener("change", showIndexing);
 
+updateKind();
 updateCanvasHint();
 void traceExample();
 applyUrlState();

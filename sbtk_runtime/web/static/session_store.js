@@ -1,8 +1,11 @@
-// What survives a reload: the strokes, in the session storage of the tab, and the command that starts the server.
-// Images are not kept.
+// What survives a reload: the drawing, in the session storage of the tab, and the command that starts the server.
+
+import { loadImage } from "./upload.js";
 
 /** @typedef {import("./drawing.js").Drawing} Drawing */
+/** @typedef {import("./drawing.js").ImageMark} ImageMark */
 /** @typedef {import("./drawing.js").Stroke} Stroke */
+/** @typedef {{ url: string, name: string, kind: "sketch" | "photo", isTraced: boolean }} SavedImage */
 
 const SKETCH_KEY = "sbtk-sketch";
 const COMMAND_KEY = "sbtk-command";
@@ -10,33 +13,72 @@ const COMMAND_KEY = "sbtk-command";
 const MAX_CHARACTERS = 2_500_000;
 
 /**
- * Saves the strokes when the page is closed or reloaded.
+ * Saves the drawing when the page is left. Phones end pages that are hidden without telling them.
  * @param {Drawing} drawing
  */
 export function saveSketchOnExit(drawing) {
-  window.addEventListener("pagehide", () => {
-    const strokes = drawing.visible.filter((mark) => mark.kind === "stroke");
-    const text = drawing.image === null && strokes.length > 0 ? JSON.stringify(strokes) : "";
+  const save = () => {
     try {
-      if (text !== "" && text.length <= MAX_CHARACTERS) sessionStorage.setItem(SKETCH_KEY, text);
+      const text = savedText(drawing);
+      if (text.length <= MAX_CHARACTERS) sessionStorage.setItem(SKETCH_KEY, text);
       else sessionStorage.removeItem(SKETCH_KEY);
     } catch {
       // Storage is blocked or full: the sketch is not restored.
     }
+  };
+  window.addEventListener("pagehide", save);
+  document.addEventListener("visibilitychange", () => {
+    if (document.visibilityState === "hidden") save();
   });
 }
 
 /**
- * Restores saved strokes.
+ * @param {Drawing} drawing
+ * @returns {string}
+ */
+function savedText({ visible }) {
+  const strokes = visible.filter((mark) => mark.kind === "stroke");
+  const [first] = visible;
+  return JSON.stringify({ strokes, image: first?.kind === "image" ? savedImage(first) : null });
+}
+
+/**
+ * @param {ImageMark} mark
+ * @returns {SavedImage}
+ */
+function savedImage({ image: { pixels, name, kind }, isTraced = false }) {
+  return { url: pixels.toDataURL(kind === "sketch" ? "image/png" : "image/webp", 0.92), name, kind, isTraced };
+}
+
+/**
+ * Restores the saved drawing.
  * @param {Drawing} drawing
  */
-export function restoreSketch(drawing) {
+export async function restoreSketch(drawing) {
   try {
-    const strokes = JSON.parse(sessionStorage.getItem(SKETCH_KEY) ?? "[]");
-    if (Array.isArray(strokes)) drawing.add(...strokes.filter(isStroke));
+    const { strokes, image } = JSON.parse(sessionStorage.getItem(SKETCH_KEY) ?? "{}");
+    const isOurs = Array.isArray(strokes) && strokes.every(isStroke);
+    if (!isOurs) return;
+    if (image === null) {
+      drawing.add(...strokes);
+      return;
+    }
+    const { name, kind, isTraced } = /** @type {SavedImage} */ (image);
+    const uploaded = await loadImage(fileOf(image));
+    drawing.add({ kind: "image", image: { ...uploaded, name, kind }, isTraced }, ...strokes);
   } catch {
     // Storage is blocked or its content is invalid: start with an empty canvas.
   }
+}
+
+/**
+ * @param {SavedImage} image
+ * @returns {File}
+ */
+function fileOf({ url, name }) {
+  const [head, content] = url.split(",");
+  const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+  return new File([bytes], name, { type: head.slice("data:".length, head.indexOf(";")) });
 }
 
 /** @param {string} command that starts the server */
