@@ -108,6 +108,7 @@ class _Described:
             has_dates=isinstance(gallery, Gallery),
             folders=[FolderAnswer.of(os.fsencode(path), counts[path]) for path in sorted(fullest)],
             command=self._service.command,
+            index_command=self._service.index_command,
             galleries=[
                 GalleryLink(name=name, is_current=name == self._service.name)
                 for name in self._service.galleries

@@ -226,6 +226,9 @@ class GalleryAnswer(BaseModel):
         description="Sorted by path; the fullest ones if there are many."
     )
     command: str = Field(description="The command that starts this server, without its token.")
+    index_command: str | None = Field(
+        description="The command that indexes photos into the gallery; null in a database."
+    )
     galleries: list[GalleryLink] = Field(
         description="All galleries of the server; none if it has only this one."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -227,6 +228,14 @@ class Service:
         return self._source.collection
 
     @property
+    def index_command(self) -> str | None:
+        """The command that indexes photos into the gallery; `None` if it is a collection."""
+        if self.folder is None:
+            return None
+        name = shlex.quote(printable_name(self.folder.absolute()))
+        return f"sbtk index PHOTOS --gallery {name}"
+
+    @property
     def indexing(self) -> Progress:
         """The progress of indexing; idle if the gallery is a collection."""
         return Progress() if self.indexer is None else self.indexer.progress
@@ -421,11 +430,12 @@ class Service:
         assert self._embedder is not None
         engine = self._embedder.engine.info.name
         with self.reading() as gallery:
-            answer = ask(gallery) if gallery.count else _EMPTY
+            answer = ask(gallery) if gallery.count else self._answer_empty()
             return Found(answer, gallery.manifest.generation, engine)
 
-
-_EMPTY = Answer([], ("the gallery has no photos yet: run sbtk index PHOTOS",))
+    def _answer_empty(self) -> Answer:
+        command = self.index_command or "'sbtk push' where photos are indexed"
+        return Answer([], (f"the gallery has no photos yet: run {command}",))
 
 
 def _refine(gallery: AnyGallery, embedding: Embeddings | None, feedback: Feedback) -> Embeddings:

@@ -321,9 +321,13 @@ def test_an_empty_gallery_shows_the_command_to_index(browser: Browser, tmp_path:
         with Visit(browser, served.origin) as visit:
             visit.open()
             visit.page.get_by_role("heading", name="This gallery has no photos yet").wait_for()
-            assert visit.page.get_by_text("sbtk index PHOTOS", exact=True).is_visible()
+            assert visit.page.get_by_text(
+                f"sbtk index PHOTOS --gallery {tmp_path / 'gallery.sbtk'}", exact=True
+            ).is_visible()
             visit.stroke(ROOF)
             assert visit.ids() == []
+            visit.page.get_by_role("link", name="Add a folder").click()
+            visit.page.get_by_label("Add a folder").wait_for()
 
 
 @pytest.mark.firefox
@@ -469,6 +473,26 @@ def test_the_page_opens_while_the_server_is_stopped(browser: Browser, place: Pat
             visit.allow_message("503")
 
 
+@pytest.mark.chromium_only("Playwright cannot limit its storage")
+def test_the_page_opens_while_the_browser_has_no_room(browser: Browser, place: Path) -> None:
+    options = ("--model", str(place / "tiny"))
+    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
+        served.wait_until_ready()
+        with Visit(browser, served.origin, service_workers="allow") as visit:
+            session = visit.context.new_cdp_session(visit.page)
+            limit = {"origin": served.origin, "quotaSize": 1}
+            session.send("Storage.overrideQuotaForOrigin", limit)
+            visit.open()
+            visit.wait_until("() => navigator.serviceWorker.controller !== null")
+            assert visit.page.evaluate(
+                "caches.open('sbtk-page').then(cache => cache.put('/x', new Response('x')))"
+                ".then(() => 'kept', error => error.name)"
+            ).startswith("QuotaExceeded")
+            visit.open()
+            visit.page.goto(f"{served.origin}/collection")
+            visit.page.get_by_text("photos searchable").wait_for()
+
+
 def _is_red(colour: str) -> bool:
     """Return whether a colour, such as `rgb(160, 20, 20)`, is mostly red."""
     red, green, blue = (float(value) for value in re.findall(r"[\d.]+", colour)[:3])
@@ -509,26 +533,6 @@ def _empty_gallery(folder: Path, bundle_folder: Path) -> None:
         catalogue.claim(Origin(bundle.model_id, "int8", bundle.dim, bundle.preprocessing))
         vectors = Vectors(folder / VECTORS_NAME, bundle.dim)
         catalogue.commit([], [], vectors.append(0, np.zeros((0, bundle.dim), np.float32)))
-@pytest.mark.chromium_only("Playwright cannot limit its storage")
-def test_the_page_opens_while_the_browser_has_no_room(browser: Browser, place: Path) -> None:
-    options = ("--model", str(place / "tiny"))
-    with serving(place / "gallery.sbtk", *options, log=place / "log") as served:
-        served.wait_until_ready()
-        with Visit(browser, served.origin, service_workers="allow") as visit:
-            session = visit.context.new_cdp_session(visit.page)
-            limit = {"origin": served.origin, "quotaSize": 1}
-            session.send("Storage.overrideQuotaForOrigin", limit)
-            visit.open()
-            visit.wait_until("() => navigator.serviceWorker.controller !== null")
-            assert visit.page.evaluate(
-                "caches.open('sbtk-page').then(cache => cache.put('/x', new Response('x')))"
-                ".then(() => 'kept', error => error.name)"
-            ).startswith("QuotaExceeded")
-            visit.open()
-            visit.page.goto(f"{served.origin}/collection")
-            visit.page.get_by_text("photos searchable").wait_for()
-
-
         graph = update_graph(folder, catalogue, vectors, None, lambda text: None)
     GalleryManifest(
         generation=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from sbtk_runtime.web.app import gallery_names
@@ -29,6 +30,7 @@ def test_each_gallery_is_served_under_its_name(workplace: Workplace) -> None:
             {"name": "holidays", "is_current": True},
         ]
         assert listed["command"].count("--gallery") == 2
+        assert shlex.split(listed["index_command"])[-1] == str(workplace.folder / "holidays.sbtk")
         sketch = sketch_png()
         found = ask(
             port, "/g/holidays/v1/query?k=50", "POST", sketch, {"content-type": "image/png"}

@@ -13,6 +13,7 @@
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
 /**
  * @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string,
+ *   index_command: string | null,
  *   regions: number | null, has_dates: boolean,
  *   galleries: { name: string, is_current: boolean }[] }} Gallery
  */

@@ -12,14 +12,7 @@ import { announce, byId } from "./dom.js";
  * @property {string} [command] to type in a terminal
  * @property {boolean} [canRetry]
  */
-
-/** @type {Message} */
-export const EMPTY_GALLERY = {
-  kind: "empty",
-  title: "This gallery has no photos yet",
-  text: "Index a folder, and its photos appear here. Run:",
-  command: "sbtk index PHOTOS",
-};
+ * @property {boolean} [canAdd] whether folders are added on the page Collection
 
 /** @type {Message} */
 export const FIRST_PHOTOS = {
@@ -55,6 +48,17 @@ export const PHOTO_NOT_FOUND = {
 let lastTitle = "";
 
 /**
+/**
+ * Returns the message for a gallery without photos.
+ * @param {string | null} command that indexes photos into it; null if they are in a database
+ * @returns {Message}
+ */
+export function emptyGalleryMessage(command) {
+  const title = "This gallery has no photos yet";
+  if (command === null) return { kind: "empty", title, text: "Where the photos are, index them with 'sbtk index', and run 'sbtk push'." };
+  return { kind: "empty", title, text: "Add a folder, and its photos appear here. Or run, with the folder in place of PHOTOS:", command, canAdd: true };
+}
+
  * Returns the message for a status of the server; null if the server works.
  * @param {Status} status
  * @param {Health} health
@@ -124,6 +128,7 @@ export function showMessage(message) {
   command.textContent = message.command ?? "";
   command.hidden = message.command === undefined;
   byId("retry", HTMLButtonElement).hidden = message.canRetry !== true;
+  byId("empty-state-add", HTMLElement).hidden = message.canAdd !== true;
   if (message.title !== lastTitle) {
     announce([`${message.title}.`, message.text, message.command ?? ""].join(" ").trim());
   }

@@ -5,10 +5,10 @@ import { announceSoon, byId } from "./dom.js";
 import {
   EMPTY_DAYS,
   EMPTY_FOLDER,
-  EMPTY_GALLERY,
   FIRST_PHOTOS,
   NO_OTHER_PHOTO,
   PHOTO_NOT_FOUND,
+  emptyGalleryMessage,
   errorMessage,
   showMessage,
   statusMessage,
@@ -295,7 +295,9 @@ export class ResultsPane {
   #message(isEmpty) {
     if (this.#error?.code === "no_photo") return PHOTO_NOT_FOUND;
     if (this.#error !== null) return errorMessage(this.#error.message, this.#error.next, true);
-    if (this.#gallery?.count === 0) return this.monitor.health.is_indexing ? FIRST_PHOTOS : EMPTY_GALLERY;
+    if (this.#gallery?.count === 0) {
+      return this.monitor.health.is_indexing ? FIRST_PHOTOS : emptyGalleryMessage(this.#gallery.index_command);
+    }
     if (!isEmpty || this.#shown === null || this.#region.ariaBusy === "true") return null;
     if (hasDays()) return EMPTY_DAYS;
     return this.#folderSelect.value === "" ? NO_OTHER_PHOTO : EMPTY_FOLDER;
