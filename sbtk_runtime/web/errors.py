@@ -115,20 +115,20 @@ def add_error_answers(app: FastAPI) -> None:
     """Give all error responses of `app` the same form."""
 
     @app.exception_handler(Refused)
-    async def refused(_: Request, problem: Refused) -> Response:
-        return _response(problem.refusal)
+    async def refused(request: Request, problem: Refused) -> Response:
+        return _answer(request, problem.refusal)
 
     @app.exception_handler(SbtkError)
-    async def known(_: Request, problem: SbtkError) -> Response:
-        return _response(refusal_of(problem))
+    async def known(request: Request, problem: SbtkError) -> Response:
+        return _answer(request, refusal_of(problem))
 
     @app.exception_handler(ClientDisconnected)
     async def gone(_: Request, __: ClientDisconnected) -> Response:
         return Response(status_code=_CLIENT_GONE)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, problem: RequestValidationError) -> Response:
-        return _response(_refusal_of_parameters(problem))
+    async def invalid(request: Request, problem: RequestValidationError) -> Response:
+        return _answer(request, _refusal_of_parameters(problem))
 
     @app.exception_handler(Exception)
     async def failed(_: Request, __: Exception) -> Response:
@@ -144,8 +144,8 @@ def add_error_answers(app: FastAPI) -> None:
                 text = "This server has no gallery of this name."
             next_step = "open /, or see /docs for the API"
         refusal = Refusal(problem.status_code, code, text, next_step)
-        if problem.status_code == 404 and is_for_people(path, request.headers.get("accept", "")):
-            return _Page(refusal, path)
+        if problem.status_code == 404:
+            return _answer(request, refusal)
         response = _response(refusal)
         response.headers.update(problem.headers or {})
         if problem.status_code == 405:
@@ -212,6 +212,14 @@ _STOPPING = Refusal(
     "try again when it has restarted",
     closes=True,
 )
+
+
+def _answer(request: Request, refusal: Refusal) -> Response:
+    """Return a page for people, and JSON for programs."""
+    path = request.url.path
+    if is_for_people(path, request.headers.get("accept", "")):
+        return _Page(refusal, path)
+    return _response(refusal)
 
 
 def _response(refusal: Refusal) -> Response:

@@ -35,6 +35,7 @@ _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _SIGNATURE_BYTES = 4096
 # The photo may be fine; the request can be repeated.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_UPDATE = "update its folder on the page Collection, or with 'sbtk index'"
 
 
 class PhotoNotFound(SbtkError):
@@ -68,7 +69,7 @@ def open_photo(path: bytes, roots: Iterable[bytes], indexed: Photo | None = None
     raise PhotoNotFound(
         "the photo is no longer there, or has become a link to another file",
         "the file that was indexed",
-        "sbtk index PHOTOS",
+        _UPDATE,
     )
 
 
@@ -101,7 +102,7 @@ def media_type_of(file: BinaryIO) -> str:
         _, is_accepted = Image.OPEN[name]
         if is_accepted is not None and is_accepted(head):
             return Image.MIME[name]
-    raise PhotoNotFound("the file is no longer an image", ", ".join(FORMATS), "sbtk index PHOTOS")
+    raise PhotoNotFound("the file is no longer an image", ", ".join(FORMATS), _UPDATE)
 
 
 def read_photo(file: BinaryIO) -> bytes:

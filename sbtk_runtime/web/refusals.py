@@ -74,8 +74,9 @@ async def send_refusal(send: Send, refusal: Refusal) -> None:
 
 
 def is_for_people(path: str, accept: str) -> bool:
-    """Return whether a browser asks for a page, given the request's header Accept."""
-    return "text/html" in accept and not path.startswith(DATA_PATHS)
+    """Return whether a browser asks for a page, or a photo, given the request's header Accept."""
+    is_page = not path.startswith(DATA_PATHS) or path.endswith("/file")
+    return "text/html" in accept and is_page
 
 
 async def send_refusal_page(send: Send, refusal: Refusal, path: str) -> None:

@@ -527,6 +527,18 @@ def test_unknown_ids_are_not_found(server: ServeProcess, what: str) -> None:
         assert (answer.status, answer.code) == (404, "no_photo")
 
 
+def test_people_get_a_page_if_a_photo_cannot_be_opened(server: ServeProcess) -> None:
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    for photo_id in ("999", "one"):
+        page = ask(server.port, f"/v1/photos/{photo_id}/file", headers=browser)
+        assert (page.status, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+        assert "There is no " in page.body.decode()
+        assert '<a href="../../../">Open the start page</a>' in page.body.decode()
+        # Programs, and what is not a page, get JSON.
+        assert ask(server.port, f"/v1/photos/{photo_id}/file").code == "no_photo"
+        assert ask(server.port, f"/v1/photos/{photo_id}", headers=browser).code == "no_photo"
+
+
 def test_the_gallery_is_described(server: ServeProcess, shared: Workplace) -> None:
     content = ask(server.port, "/v1/gallery").json()
     assert content["folders"] == [
