@@ -396,6 +396,8 @@ def test_weak_matches_are_set_apart(visit: Visit) -> None:
 
 def test_recent_photos_are_shown_before_anything_is_drawn(visit: Visit, photos: Path) -> None:
     newest = sorted(
+        said = "24 photos found. Best match: " if good else "No close match. Best guess: "
+        visit.page.get_by_role("status").filter(has_text=said).wait_for(state="attached")
         (path for path in photos.rglob("*") if path.is_file()),
         key=lambda path: -path.stat().st_mtime,
     )

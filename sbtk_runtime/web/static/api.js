@@ -73,6 +73,33 @@ export class ApiError extends Error {
 }
 
 /**
+ * Returns whether what to do about a problem is a command to type.
+ * @param {string} next
+ */
+export function isCommand(next) {
+  return /^(sbtk|pip|python) /.test(next);
+}
+
+/**
+ * Returns a problem, and what to do about it, as sentences.
+ * @param {{ message: string, next?: string }} problem
+ * @returns {string}
+ */
+export function problemText({ message, next = "" }) {
+  if (next === "") return sentence(message);
+  return `${sentence(message)} ${isCommand(next) ? `To fix this, run: ${next}` : sentence(next)}`;
+}
+
+/**
+ * @param {string} text
+ * @returns {string}
+ */
+function sentence(text) {
+  // A path keeps its case, and a name in quotation marks may end with a full stop.
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?:…]$/.test(text) ? "" : "."}`;
+}
+
+/**
  * Searches with an image.
  * @param {Blob} image
  * @param {"sketch" | "photo"} kind

@@ -1,6 +1,6 @@
 // The page of folders and files: what is indexed, what could not be read, and changes of both.
 
-import { ApiError, forgetFolder, getFailures, getFolders, startIndexing } from "./api.js";
+import { ApiError, forgetFolder, getFailures, getFolders, problemText, startIndexing } from "./api.js";
 import { byId, showPath } from "./dom.js";
 import { IndexingMonitor, resultText, showProgress } from "./indexing.js";
 import { displayName, displayPath } from "./paths.js";
@@ -17,6 +17,8 @@ const failureList = byId("failures", HTMLUListElement);
 /** @type {IndexedFolder | null} */
 let removed = null;
 let jobs = -1;
+/** @type {number | undefined} */
+let retryTimer;
 
 indexing.addEventListener("change", showIndexing);
 byId("update", HTMLButtonElement).addEventListener("click", () => void change(() => startIndexing()));
@@ -33,8 +35,6 @@ confirmation.addEventListener("close", () => {
   removed = null;
   if (confirmation.returnValue === "remove" && path != null) void change(() => forgetFolder(path));
 });
-document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible") void load();
 // Otherwise browsers would leave the page for what is dropped on it.
 document.addEventListener("dragover", (event) => {
   if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
@@ -49,11 +49,14 @@ document.addEventListener("drop", (event) => {
   showStatus(`Browsers do not tell where ${name} is. ${next}`, true);
   byId("path", HTMLInputElement).focus();
 });
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible") void load();
 });
 void load();
 
 /** Shows folders and failures, and follows the progress. */
 async function load() {
+  clearTimeout(retryTimer);
   try {
     const [{ folders, can_change: canChange }] = await Promise.all([getFolders(), showFailures(0)]);
     byId("folders", HTMLUListElement).replaceChildren(...folders.map((folder) => folderItem(folder, canChange)));
@@ -64,7 +67,7 @@ async function load() {
     indexing.watch();
   } catch (error) {
     showError(error);
-    if (error instanceof ApiError && ["loading", "unreachable"].includes(error.code)) setTimeout(() => void load(), RETRY_MS);
+    retryTimer = setTimeout(() => void load(), RETRY_MS);
   }
 }
 
@@ -182,7 +185,7 @@ function setText(parent, selector, text) {
 
 /** @param {unknown} error */
 function showError(error) {
-  if (error instanceof ApiError) showStatus([error.message, error.next].filter(Boolean).join(" "), true);
+  if (error instanceof ApiError) showStatus(problemText(error), true);
   else throw error;
 }
 

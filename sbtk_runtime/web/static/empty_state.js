@@ -1,5 +1,6 @@
 // The message in place of results: how to start, or what is wrong and how to fix it.
 
+import { isCommand } from "./api.js";
 import { announce, byId } from "./dom.js";
 
 /** @typedef {import("./api.js").Health} Health */
@@ -11,8 +12,8 @@ import { announce, byId } from "./dom.js";
  * @property {string} text
  * @property {string} [command] to type in a terminal
  * @property {boolean} [canRetry]
- */
  * @property {boolean} [canAdd] whether folders are added on the page Collection
+ */
 
 /** @type {Message} */
 export const FIRST_PHOTOS = {
@@ -48,7 +49,6 @@ export const PHOTO_NOT_FOUND = {
 let lastTitle = "";
 
 /**
-/**
  * Returns the message for a gallery without photos.
  * @param {string | null} command that indexes photos into it; null if they are in a database
  * @returns {Message}
@@ -59,6 +59,7 @@ export function emptyGalleryMessage(command) {
   return { kind: "empty", title, text: "Add a folder, and its photos appear here. Or run, with the folder in place of PHOTOS:", command, canAdd: true };
 }
 
+/**
  * Returns the message for a status of the server; null if the server works.
  * @param {Status} status
  * @param {Health} health
@@ -100,12 +101,11 @@ export function statusMessage(status, health, command) {
  */
 export function errorMessage(message, next, canRetry = false) {
   const title = message.charAt(0).toUpperCase() + message.slice(1);
-  const isCommand = /^(sbtk|pip|python) /.test(next);
   return {
     kind: "error",
     title,
-    text: isCommand ? "To fix this, run:" : next,
-    command: isCommand ? next : undefined,
+    text: isCommand(next) ? "To fix this, run:" : next.charAt(0).toUpperCase() + next.slice(1),
+    command: isCommand(next) ? next : undefined,
     canRetry,
   };
 }

@@ -1,6 +1,6 @@
 // The progress of indexing, from server-sent events.
 
-import { ApiError, getIndexing } from "./api.js";
+import { ApiError, getIndexing, problemText } from "./api.js";
 import { byId } from "./dom.js";
 
 /** @typedef {import("./api.js").Indexing} Indexing */
@@ -127,7 +127,7 @@ export function resultText({ state, isInterrupted }) {
   if (isInterrupted) return "The server was stopped before all photos were indexed. Update the folders to go on.";
   if (state === null) return "";
   const { report, problem } = state;
-  if (problem) return [problem.message, problem.next].filter(Boolean).join(" ");
+  if (problem) return problemText(problem);
   if (!report) return "";
   const counts = Object.entries({
     new: report.new,

@@ -165,7 +165,7 @@ export class ResultsPane {
     if (query.kind !== this.#shown) this.grid.retryFailed();
     this.#shown = query.kind;
     this.#region.dataset.shown = query.kind;
-    const divider = dividerOf(response, isMore ? this.grid.hits.length : 0);
+    const divider = dividerOf(hits, isMore ? this.grid.hits.length : 0);
     if (isMore) this.grid.append(hits, divider);
     else this.grid.show(hits, divider);
     performance.clearMarks("sbtk:shown");
@@ -197,7 +197,9 @@ export class ResultsPane {
       announceSoon(`${this.grid.hits.length} photos shown.`);
     } else if (query.kind !== "recent" && hits.length > 0) {
       const [best] = hits;
-      announceSoon(`${hits.length} photos found. Best match: ${displayName(best)}, score ${scoreText(best.score ?? 0)}.`);
+      const isClose = dividerOf(hits, 0)?.index !== 0;
+      const found = isClose ? `${hits.length} photos found. Best match` : "No close match. Best guess";
+      announceSoon(`${found}: ${displayName(best)}, score ${scoreText(best.score ?? 0)}.`);
     }
   }
 
@@ -320,14 +322,13 @@ function showGalleries(galleries) {
 }
 
 /**
- * Returns the heading after the last good match; null if the response does not rate matches, or ends with a good one.
+ * Returns the heading after the last good match; null if the hits are not rated, or end with a good one.
  * Reranked hits are not in order of their scores, so weak ones can be among the good.
- * @param {QueryResponse} response
- * @param {number} offset the number of hits shown before those of the response
+ * @param {QueryResponse["hits"]} hits
+ * @param {number} offset the number of hits shown before them
  * @returns {Divider | null}
  */
-function dividerOf(response, offset) {
-  const { hits } = response;
+function dividerOf(hits, offset) {
   const weak = hits.findLastIndex(({ match }) => match === "good") + 1;
   if (hits[weak]?.match !== "weak") return null;
   const index = offset + weak;

@@ -1,6 +1,6 @@
 // The viewer: one enlarged photo with its path, and the way to similar photos.
 
-import { ApiError, fileUrl, getDetails, getFolders, getPhoto, showFolder, thumbnailUrl } from "./api.js";
+import { ApiError, fileUrl, getDetails, getFolders, getPhoto, problemText, showFolder, thumbnailUrl } from "./api.js";
 import { byId, copyText, setEnabled, showPath, showToast } from "./dom.js";
 import { showDetails } from "./photo_details.js";
 import { displayName, displayPath } from "./paths.js";
@@ -286,7 +286,7 @@ export class Viewer extends EventTarget {
     try {
       showToast(`Opening ${(await showFolder(this.id)).folder}`);
     } catch (error) {
-      if (error instanceof ApiError) showToast(error.message);
+      if (error instanceof ApiError) showToast(problemText(error));
     }
   }
 
