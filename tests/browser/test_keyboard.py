@@ -144,6 +144,17 @@ def test_the_focus_stays_near_a_chip_that_is_removed(visit: Visit) -> None:
     visit.wait_until("() => document.activeElement.id === 'results'")
 
 
+def test_a_change_of_the_tool_lifts_the_pen(visit: Visit) -> None:
+    keys = visit.page.keyboard
+    visit.page.locator("#input-layer").focus()
+    keys.press("Space")
+    with visit.new_hits():
+        keys.press("Shift+ArrowRight")
+        keys.press("n")
+    keys.press("Space")
+    visit.page.get_by_role("status").filter(has_text="Pen down at").wait_for(state="attached")
+
+
 def test_hits_are_announced_to_screen_readers(visit: Visit) -> None:
     visit.page.locator("#input-layer").focus()
     visit.page.keyboard.press("Space")

@@ -188,6 +188,11 @@ def test_an_image_is_cropped_before_it_is_searched_with(page: Visit, place: Path
         page.page.get_by_role("button", name="Undo").click()
     assert len(page.queries) > whole
     assert page.names()[0] == "red-2.png"
+    # The focus stays near a button that is hidden.
+    crop.focus()
+    page.page.keyboard.press("Control+z")
+    page.wait_for_recent()
+    assert page.page.evaluate("document.activeElement.id") == "upload"
 
 
 def test_a_photo_that_was_turned_since_has_no_frame_and_says_so(page: Visit, place: Path) -> None:

@@ -28,7 +28,13 @@ export function setUpCrop(drawing) {
     drawing.add({ kind: "image", image: await cropped(source, region) });
     announce("Searching with a part of the image.");
   };
-  drawing.addEventListener("change", () => (button.hidden = drawing.image === null));
+  const update = () => {
+    const isHidden = drawing.image === null;
+    if (isHidden && document.activeElement === button) byId("upload", HTMLButtonElement).focus();
+    button.hidden = isHidden;
+  };
+  drawing.addEventListener("change", update);
+  update();
   button.addEventListener("click", () => {
     if (drawing.image === null) return;
     drawing.image.pixels.toBlob((blob) => {

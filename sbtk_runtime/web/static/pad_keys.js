@@ -57,6 +57,8 @@ function keysOfPen(pad) {
   });
 
   return (event) => {
+    // Another tool may have been chosen, which ends the stroke.
+    isDown &&= pad.isInUse;
     const direction = DIRECTIONS[event.key];
     if (direction !== undefined) {
       const step = event.shiftKey ? LARGE_KEY_STEP : KEY_STEP;

@@ -101,6 +101,11 @@ export class SketchPad extends EventTarget {
     return this.#builder !== null;
   }
 
+  /** @returns {boolean} whether a tool is in use */
+  get isInUse() {
+    return this.isDrawing || this.#edit !== null;
+  }
+
   /**
    * Starts a stroke, or another use of a tool.
    * @param {PointerSample} sample
@@ -167,7 +172,7 @@ export class SketchPad extends EventTarget {
    * @param {{ isKeyboard?: boolean }} [options]
    */
   showCursor(point, { isKeyboard = false } = {}) {
-    if ((this.isDrawing || this.#edit !== null) && !isKeyboard) return;
+    if (this.isInUse && !isKeyboard) return;
     this.#clearInput();
     if (point === null || this.tool === "select") return;
     const diameter = this.#ringDiameter();
