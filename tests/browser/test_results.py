@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from PIL import Image
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.update import update_gallery
@@ -29,6 +30,12 @@ _SCROLL = """() => new Promise((resolve) => {
     scrollBy({ top: innerHeight * 0.8, behavior: "instant" });
     requestAnimationFrame(() => requestAnimationFrame(resolve));
 })"""
+
+_COPIED_SIZE = """async () => {
+    const [item] = await navigator.clipboard.read();
+    const { width, height } = await createImageBitmap(await item.getType("image/png"));
+    return [width, height];
+}"""
 
 # The model decides which matches are weak, so the ratings of the responses are replaced.
 _RATE_HITS = """() => {
@@ -74,6 +81,12 @@ def test_the_viewer_shows_a_photo_and_copies_its_path(found: Visit, photos: Path
     # In the dialog, because it covers the page.
     dialog.get_by_role("status").filter(has_text="Path copied.").wait_for()
     assert found.page.evaluate("navigator.clipboard.readText()") == path
+    dialog.get_by_role("button", name="Copy image").click()
+    with Image.open(path) as image:
+        width, height = image.size
+    said = re.compile(f"Image copied: {width} . {height} pixels")
+    dialog.get_by_role("status").filter(has_text=said).wait_for()
+    assert found.page.evaluate(_COPIED_SIZE) == [width, height]
     dialog.get_by_role("button", name="Next photo").click()
     found.page.get_by_role("dialog", name=found.names()[3]).wait_for()
     found.go(-1)
@@ -383,6 +396,8 @@ def test_weak_matches_are_set_apart(visit: Visit) -> None:
         with visit.new_hits():
             visit.stroke(ROOF)
         assert dividers.all_inner_texts() == [text]
+        said = "24 photos found. Best match: " if good else "No close match. Best guess: "
+        visit.page.get_by_role("status").filter(has_text=said).wait_for(state="attached")
         last = max(good, default=0)
         assert items.nth(last).inner_text() == text
         assert _bottom(items.nth(last)) < _bottom(items.nth(last + 1))
@@ -396,8 +411,6 @@ def test_weak_matches_are_set_apart(visit: Visit) -> None:
 
 def test_recent_photos_are_shown_before_anything_is_drawn(visit: Visit, photos: Path) -> None:
     newest = sorted(
-        said = "24 photos found. Best match: " if good else "No close match. Best guess: "
-        visit.page.get_by_role("status").filter(has_text=said).wait_for(state="attached")
         (path for path in photos.rglob("*") if path.is_file()),
         key=lambda path: -path.stat().st_mtime,
     )

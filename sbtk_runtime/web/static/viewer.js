@@ -260,12 +260,19 @@ export class Viewer extends EventTarget {
   }
 
   async #copyImage() {
+    if (this.id === null) return;
+    const image = new Image();
+    image.src = thumbnailUrl(this.id, SIZES_PX[1]);
+    // Safari writes only what it is given while it handles the click.
+    const png = image.decode().then(() => pngOf(image));
+    png.catch(() => undefined); // The page may not use the clipboard at all.
     try {
-      const blob = pngOf(this.#image);
-      await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
-      showToast("Image copied.");
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+      const [width, height] = [image.naturalWidth, image.naturalHeight].map((side) => side.toLocaleString("en"));
+      showToast(`Image copied: ${width} × ${height} pixels. Download saves the whole file.`);
     } catch {
-      showToast("The browser did not allow copying the image.");
+      const isShown = image.complete && image.naturalWidth > 0;
+      showToast(isShown ? "The browser does not allow copying images here. Download the photo instead." : "The photo cannot be displayed, so it was not copied.");
     }
   }
 
