@@ -223,10 +223,10 @@ dl { display: grid; grid-template-columns: auto 1fr; gap: 5px 14px; font-size: 1
 dt { color: var(--soft); }
 dd { overflow-wrap: anywhere; }
 .cards { --row-px: 180px; display: flex; flex-wrap: wrap; gap: 12px; list-style: none; padding: 0; }
-/* Takes what is left of the last row. */
-.cards::after { content: ""; flex: 1000 0 0; }
+/* Takes what is left of the last row. Others fill it: factors whose sum is below 1 would not. */
+.cards::after { content: ""; flex: 10000 0 0; }
 .card { position: relative; min-width: 0; max-width: 100%; overflow: hidden;
-  background: var(--card); flex: var(--shape) 0 calc(var(--shape) * var(--row-px));
+  background: var(--card); flex: calc(10 * var(--shape)) 0 calc(var(--shape) * var(--row-px));
   border: 1px solid var(--line); border-radius: 10px; content-visibility: auto;
   contain-intrinsic-size: auto 216px; }
 .card-image { position: relative; display: grid; place-items: center; aspect-ratio: var(--shape);
