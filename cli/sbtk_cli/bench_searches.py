@@ -294,8 +294,10 @@ def _read_embeddings(path: Path) -> Embeddings:
         loaded = np.load(path, allow_pickle=False)
         rows = loaded if isinstance(loaded, np.ndarray) else loaded["embeddings"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+        # NumPy takes any other file for a pickle, and advises to load it unsafely.
+        reason = "not a NumPy file" if "pickle" in str(problem) else problem
         raise BadData(
-            f"{path} cannot be read as embeddings: {problem}",
+            f"{path} cannot be read as embeddings: {reason}",
             "a .npz with 'embeddings', or a .npy",
             "sbtk embed FILES --as photo -o OUT.npz",
         ) from problem

@@ -284,6 +284,16 @@ def test_missing_data_and_data_without_unseen_classes_are_errors(
     assert "none of the 21 unseen classes" in capsys.readouterr().err
 
 
+def test_another_file_than_embeddings_is_refused_without_advice_to_unpickle_it(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("x.md").write_text("no embeddings\n")
+    assert main(["bench", "search", "--embeddings", "x.md"]) == 1
+    err = capsys.readouterr().err
+    assert "x.md cannot be read as embeddings: not a NumPy file" in err
+    assert "pickle" not in err
+
+
 def test_search_over_synthetic_vectors_with_peers(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
