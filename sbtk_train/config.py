@@ -216,6 +216,10 @@ def read_config(folder: Path) -> TrainConfig:
             accept.
     """
     path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise BadConfig(
+            f"{folder} is not a run: it has no {CONFIG_NAME}", "a folder made by sbtk train"
+        )
     settings = read_settings(path)
     kind = recipe_type(settings.fields.get("method", METHODS[0]))
     foreign = sorted(set(settings.recipe) - {item.name for item in fields(kind)})

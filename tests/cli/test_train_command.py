@@ -145,7 +145,7 @@ class StopsAtOnce:
         (["train", "DATA", *TINY, "--validation-classes", "5"], "6 seen classes"),
         (["train", "DATA", *TINY, "--device", "cuda"], "no working CUDA device"),
         (["train", "DATA", "--weights", "gone.pth"], "no weights file gone.pth"),
-        (["train", "--resume", "nowhere"], "cannot be read"),
+        (["train", "--resume", "nowhere"], "is not a run"),
     ],
 )
 def test_mistakes_are_reported_without_a_traceback(

@@ -46,3 +46,14 @@ def test_data_check_reports_missing_classes_of_a_split_file(
     assert main([*words, "--allow-missing"]) == 1  # 'ball' looks like the unseen 'bal'
     named.write_text("arch\nxylophone\n")
     assert main([*words, "--allow-missing"]) == 0
+
+
+def test_resuming_what_is_not_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.md").touch()
+    for path in (tmp_path, tmp_path / "x.md", tmp_path / "nosuch"):
+        assert main(["train", "--resume", str(path)]) == 2
+        shown = capsys.readouterr().err
+        assert f"{path} is not a run: it has no config.resolved.toml" in shown
+        assert "a folder made by sbtk train" in shown
