@@ -94,6 +94,11 @@ def test_the_page_and_its_dialogs_reflow(page: Visit) -> None:
     _assert_in_reach(page, "#viewer")
     stage = page.page.locator("#viewer-stage").bounding_box()
     assert stage is not None and stage["width"] > 150 and stage["height"] > 80
+    close, following = (
+        page.page.locator(f"#viewer-{name}").bounding_box() for name in ("close", "next")
+    )
+    assert close is not None and following is not None
+    assert following["y"] >= close["y"] + close["height"]
     page.page.get_by_role("button", name="More like this").click()
     page.page.wait_for_selector('#results[data-shown="similar"][aria-busy="false"]')
     page.page.locator("#viewer[open]").wait_for(state="detached")
