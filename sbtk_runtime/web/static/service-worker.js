@@ -31,10 +31,10 @@ async function load(event) {
   let response;
   try {
     response = await fetch(request);
-  } catch (error) {
+  } catch {
     const saved = await caches.match(request, { cacheName: CACHE }).catch(() => undefined);
-    if (saved === undefined) throw error;
-    return saved;
+    // As without a service worker. An exception here would also be printed as an uncaught one.
+    return saved ?? Response.error();
   }
   if (response.ok) {
     const copy = response.clone();
