@@ -13,17 +13,22 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
+def chromium_path() -> str:
+    """Return the path of Debian's Chromium, or of SBTK_CHROMIUM's; without one, exit."""
+    path = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
+    if path is None:
+        sys.exit("Chromium is not installed; install it, or set SBTK_CHROMIUM")
+    return path
+
+
 @contextlib.contextmanager
 def open_chromium() -> Iterator[Browser]:
     """Yield Debian's Chromium, or the one that SBTK_CHROMIUM names; without one, exit."""
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which(os.environ.get("SBTK_CHROMIUM", "chromium"))
-    if path is None:
-        sys.exit("Chromium is not installed; install it, or set SBTK_CHROMIUM")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=chromium_path(), args=["--no-sandbox", "--disable-gpu"]
         )
         yield browser
         browser.close()
