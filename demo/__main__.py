@@ -32,6 +32,7 @@ _SHOWN_HITS = 6
 #: An example of the page.
 _TRACED = "cat"
 _STARTS_WITHIN_S = 60.0
+_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def open_page(gallery: Path, model: str | None = None) -> int:
     print(f"\nDraw over the {_TRACED}, or anything else, at {address}\nCtrl-C ends.", flush=True)
     threading.Thread(target=_open_when_served, args=(address, port), daemon=True).start()
     chosen = ["--gallery", str(gallery), "--port", str(port)]
-    return _sbtk("serve", *chosen, *(["--model", model] if model else []))
+    code = _sbtk("serve", *chosen, *(["--model", model] if model else []))
+    # Ctrl-C is how this ends, also before the server is ready.
+    return 0 if code == _INTERRUPTED else code
 
 
 def _open_when_served(address: str, port: int) -> None:

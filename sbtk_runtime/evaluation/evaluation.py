@@ -46,8 +46,8 @@ def require_contrast(
     """Check that metrics depend on the ranking.
 
     Args:
-        query_labels: Q indices in `classes`.
-        gallery_labels: N indices in `classes`.
+        query_labels: `(Q,)` indices in `classes`.
+        gallery_labels: `(N,)` indices in `classes`.
         classes: names of the classes.
 
     Raises:

@@ -44,7 +44,7 @@ def test_a_photo_of_a_collection_is_enlarged_and_finds_others(
         with visit.new_hits():
             visit.stroke(ROOF)
         name = visit.names()[1]
-        visit.page.locator("#results a").nth(1).click()
+        visit.page.locator("#hits a").nth(1).click()
         dialog = visit.page.get_by_role("dialog", name=name)
         assert dialog.locator("code").text_content() == str(next(photos.rglob(name)))
         visit.wait_until("() => document.getElementById('viewer-image').naturalWidth > 80")

@@ -31,8 +31,13 @@ _SCROLL = """() => new Promise((resolve) => {
     requestAnimationFrame(() => requestAnimationFrame(resolve));
 })"""
 
+# Firefox may need a moment until the image can be read back.
 _COPIED_SIZE = """async () => {
-    const [item] = await navigator.clipboard.read();
+    let item;
+    for (let tries = 0; item === undefined && tries < 50; tries += 1) {
+        if (tries > 0) await new Promise((resolve) => setTimeout(resolve, 100));
+        [item] = await navigator.clipboard.read();
+    }
     const { width, height } = await createImageBitmap(await item.getType("image/png"));
     return [width, height];
 }"""
