@@ -452,6 +452,8 @@ def test_the_page_opens_while_the_server_is_stopped(browser: Browser, place: Pat
             visit.open("/g/other/")
             visit.wait_until(cached.replace('"/"', '"/g/other/"').replace("/s", "/g/other/s"))
             assert served.stop() == 0
+            # Firefox sometimes asks for an icon, which is not kept.
+            visit.allow_message("ServiceWorker passed an Error Response")
             visit.page.goto(f"{served.origin}/collection")
             visit.page.get_by_role("heading", name="Folders", exact=True).wait_for()
             visit.page.goto(f"{served.origin}/g/other/")

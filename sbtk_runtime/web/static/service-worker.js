@@ -33,7 +33,7 @@ async function load(event) {
     response = await fetch(request);
   } catch {
     const saved = await caches.match(request, { cacheName: CACHE }).catch(() => undefined);
-    // As without a service worker. An exception here would also be printed as an uncaught one.
+    // As without a service worker.
     return saved ?? Response.error();
   }
   if (response.ok) {
