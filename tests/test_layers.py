@@ -27,7 +27,6 @@ LEAVES = {
     "preprocess",
     "image_formats",
     "machine",
-    "malloc",
     "raw_photo",
 }
 _LINT = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"

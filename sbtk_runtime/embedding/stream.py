@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sbtk_runtime import images
 from sbtk_runtime.engines.registry import Embeddings, Engine, Images, validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage
-from sbtk_runtime.malloc import trim_malloc
+from sbtk_runtime.machine import trim_malloc
 from sbtk_runtime.preprocess import Kind, Prepared, Preprocessing, open_image
 from sbtk_runtime.regions import Boxes, RegionGrid, Tile, cut_tiles, cut_tiles_apart, input_side
 

@@ -33,7 +33,7 @@ from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.gallery.photo_filter import Period
 from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
-from sbtk_runtime.malloc import trim_malloc
+from sbtk_runtime.machine import trim_malloc
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.preprocess import KINDS, Kind, Pixels
 from sbtk_runtime.rerank import Rerank, RerankChoice

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from sbtk_runtime.errors import BadConfig, BadModel, SbtkError
 from sbtk_runtime.files import sha256_of_file
-from sbtk_runtime.malloc import keep_freed_memory
+from sbtk_runtime.machine import keep_freed_memory
 from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_train.batches.shards import BatchShard, make_generator
 from sbtk_train.config import CONFIG_NAME, Recipe, TrainConfig
