@@ -9,28 +9,37 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import onnx
 
 from sbtk_export.card import CARD_NAME, StudentFacts, collect_facts, render_model_card
-from sbtk_export.codes import CODES_PER_KIND, write_codes
 from sbtk_export.fp16 import make_half_trunk_student
 from sbtk_export.images import ExportImages, choose_images
 from sbtk_export.input_contract import write_contract
 from sbtk_export.int8 import quantise, require_same_sums
 from sbtk_export.int8_tensorrt import quantise_for_tensorrt
 from sbtk_export.onnx_graph import ModelInputs, write_onnx
-from sbtk_export.parity import Parity, Reference, compute_reference, measure_parity, require_parity
-from sbtk_runtime.binary_codes import check_bits
-from sbtk_runtime.bundle import Bundle, OnnxForm, onnx_name
+from sbtk_export.parity import (
+    Parity,
+    Reference,
+    compute_reference,
+    mean_average_precision,
+    measure_parity,
+    require_parity,
+)
+from sbtk_runtime.binary_codes import check_bits, fit_itq
+from sbtk_runtime.bundle import Bundle, OnnxForm, itq_name, onnx_name
+from sbtk_runtime.embedding.embedder import Embedded, Embedder
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
 from sbtk_runtime.engines.base import EngineOptions, EngineRequest
 from sbtk_runtime.engines.registry import Engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
+from sbtk_runtime.evaluation.metrics import Embeddings
 from sbtk_runtime.files import (
     disk_full_explained,
     fsync_folder,
@@ -41,12 +50,15 @@ from sbtk_runtime.files import (
 from sbtk_runtime.machine import installed_versions
 from sbtk_runtime.manifest import MANIFEST_NAME, PRECISIONS, BundleManifest, FileRecord, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME
+from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.regions import RegionGrid
 from sbtk_train.models.student import Student
 from sbtk_train.progress import Notify
 from sbtk_train.runs.checkpoint import TrainedRun, save_student
 
 SLIM_BYTES = 80_000_000
+# Most images of each kind to fit binary codes on; they take a minute on two cores.
+_CODES_PER_KIND = 1000
 
 _VERSIONS_OF = ("sbtk", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 
@@ -113,7 +125,7 @@ def export_run(run: TrainedRun, plan: ExportPlan, images: Path | None, notify: N
         facts.validation_classes,
         preprocessing=facts.preprocessing,
         is_calibrating=not {"int8", "int8.trt"}.isdisjoint(plan.variants),
-        codes_per_kind=CODES_PER_KIND if plan.bits else 0,
+        codes_per_kind=_CODES_PER_KIND if plan.bits else 0,
     )
     return export_student(run.student, facts, samples, plan, notify)
 
@@ -427,3 +439,74 @@ def open_variant(bundle: Bundle, variant: Variant, regions: RegionGrid | None = 
     options = EngineOptions(precision=precision, device="cpu")
     request = EngineRequest(bundle, options, form=form, regions=regions)
     return engine_onnxruntime.open_cpu(request)
+
+
+_CODES_RULE = (
+    "mAP@all (plain AP, mean over sketches, equal distances at their expected value) by Hamming "
+    "distance, of {images}; ITQ learnt on {sketches:,} sketches and {photos:,} photos of "
+    "training classes"
+)
+
+
+def write_codes(
+    bundle: Bundle,
+    bits: Sequence[int],
+    samples: ExportImages,
+    ranking: Embeddings,
+    notify: Notify,
+) -> dict[str, Any]:
+    """Fit binary codes of each length, write them into a bundle, and return their metrics.
+
+    ITQ is fitted on the FP32 embeddings of the runtime's own engine, of sketches and photos in
+    equal parts, since a code must serve both.
+
+    Args:
+        bundle: a bundle with an FP32 model.
+        bits: lengths, each at most the embedding's.
+        samples: names the files to fit the codes on.
+        ranking: torch's embeddings of the images to rank, `(N, D) float32`.
+        notify: called with progress messages.
+
+    Returns:
+        Metrics for the manifest, by name.
+
+    Raises:
+        BadData: too few images can be read.
+    """
+    counts = {kind: len(files) for kind, files in samples.code_files.items()}
+    notify(f"codes: embedding {sum(counts.values()):,} images of training classes")
+    rows, read = _embedded(bundle, samples.code_files)
+    of = "validation" if samples.ranks_validation else "training"
+    images = f"images of {of} classes"
+    rule = _CODES_RULE.format(images=images, sketches=read["sketch"], photos=read["photo"])
+    metrics: dict[str, Any] = {}
+    for length in sorted(set(bits)):
+        notify(f"codes: learning {length} bits")
+        itq = fit_itq(rows, length)
+        write_atomically(bundle.folder / itq_name(length), itq.to_bytes())
+        metrics[f"codes_{length}_map"] = {
+            "value": mean_average_precision(
+                itq.codes(ranking), samples.ranking, distance="hamming", ties="expected"
+            ),
+            "of_embeddings": mean_average_precision(ranking, samples.ranking, ties="expected"),
+            "rule": rule,
+        }
+    return metrics
+
+
+def _embedded(
+    bundle: Bundle, files: Mapping[Kind, Sequence[Path]]
+) -> tuple[Embeddings, dict[Kind, int]]:
+    """Return the embeddings of all readable files, and how many of each kind there are."""
+    rows: list[Embeddings] = []
+    read: dict[Kind, int] = {}
+    with Embedder(bundle, engine="onnxruntime", precision="fp32", device="cpu") as embedder:
+        for kind, paths in files.items():
+            before = len(rows)
+            rows += [
+                item.row for item in embedder.stream(paths, kind) if isinstance(item, Embedded)
+            ]
+            read[kind] = len(rows) - before
+    if not rows:
+        raise BadData("no image for binary codes can be read", "images of training classes")
+    return np.stack(rows), read
