@@ -15,7 +15,7 @@ from sbtk_runtime.evaluation.bench.map import MapReport
 from sbtk_runtime.evaluation.bench.search import SearchReport
 from sbtk_runtime.evaluation.bench.speed import Speed
 from sbtk_runtime.evaluation.report.embedding_map import MapPoint, Method, Plane
-from sbtk_runtime.evaluation.report.measured import MeasuredMap
+from sbtk_runtime.evaluation.report.results import MeasuredMap
 from sbtk_runtime.files import atomic_path
 from sbtk_runtime.machine import Machine
 

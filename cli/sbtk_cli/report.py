@@ -79,7 +79,7 @@ def bars_command(results: tuple[Path, ...], out: Path, quiet: bool) -> int:
     first, with the bars of further results next to it.
     """
     from sbtk_cli.bench_plots import check_plottable, draw_class_bars
-    from sbtk_runtime.evaluation.report.measured import read_measured
+    from sbtk_runtime.evaluation.report.results import read_measured
 
     check_plottable(out, "drawing")
     runs = [run for path in results for run in read_measured(path)]
@@ -329,7 +329,7 @@ def _comparison_command(name: str, holds: str) -> click.Command:
         results: tuple[Path, ...], form: Format, out: Path | None, with_later: bool, quiet: bool
     ) -> int:
         from sbtk_runtime.evaluation.report.comparison import compare
-        from sbtk_runtime.evaluation.report.measured import read_measured
+        from sbtk_runtime.evaluation.report.results import read_measured
 
         runs = [run for path in results for run in read_measured(path)]
         return _emit_table(compare(name, runs, with_later=with_later), form, out, quiet)
@@ -362,7 +362,7 @@ def _table5(
         ablation_table,
         read_ablation,
     )
-    from sbtk_runtime.evaluation.report.measured import MeasuredMap, read_measured
+    from sbtk_runtime.evaluation.report.results import MeasuredMap, read_measured
 
     trained: list[AblationResult] = []
     runs: list[MeasuredMap] = []

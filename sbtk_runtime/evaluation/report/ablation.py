@@ -12,8 +12,12 @@ from pathlib import Path
 
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.report.comparison import SPLIT_TITLES
-from sbtk_runtime.evaluation.report.measured import MeasuredMap, find_metric
-from sbtk_runtime.evaluation.report.published import PublishedAblation, load_published
+from sbtk_runtime.evaluation.report.results import (
+    MeasuredMap,
+    PublishedAblation,
+    find_metric,
+    load_published,
+)
 from sbtk_runtime.evaluation.report.table import Cell, Column, ReportTable, Row
 from sbtk_runtime.files import printable_name, printable_text
 

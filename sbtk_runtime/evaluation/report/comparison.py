@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.evaluation.report.measured import MeasuredMap, find_metric
-from sbtk_runtime.evaluation.report.published import Published, PublishedRow, load_published
+from sbtk_runtime.evaluation.report.results import (
+    MeasuredMap,
+    Published,
+    PublishedRow,
+    find_metric,
+    load_published,
+)
 from sbtk_runtime.evaluation.report.table import Cell, Column, ReportTable, Row
 
 #: Column heads by split.

@@ -9,8 +9,7 @@ import pytest
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.protocol import Protocol
 from sbtk_runtime.evaluation.report.ablation import ablation_table, compute_spreads, read_ablation
-from sbtk_runtime.evaluation.report.measured import read_measured
-from sbtk_runtime.evaluation.report.published import load_published
+from sbtk_runtime.evaluation.report.results import load_published, read_measured
 from sbtk_runtime.evaluation.report.table import ReportTable, format_percent, format_table
 from sbtk_train.runs.ablation import TABLE_5
 from tests.tiny_results import report, write_ablation, write_results

@@ -13,7 +13,7 @@ import pytest
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.protocol import CodeRule, Protocol
 from sbtk_runtime.evaluation.report.comparison import compare
-from sbtk_runtime.evaluation.report.measured import MeasuredMap, read_measured
+from sbtk_runtime.evaluation.report.results import MeasuredMap, read_measured
 from sbtk_runtime.evaluation.report.table import (
     FORMATS,
     Cell,
