@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sbtk_runtime.web.connections import MAX_CONNECTIONS, GuardedConnection, closing_unread
+from sbtk_runtime.web.server import MAX_CONNECTIONS, GuardedConnection, closing_unread
 from tests.processes import run_python
 from tests.serve_client import all_received
 
@@ -309,7 +309,7 @@ def test_the_limit_leaves_files_for_everything_else() -> None:
 
     def limit_with(soft: int, hard: int) -> tuple[int, int]:
         code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, {})); "
-        code += "from sbtk_runtime.web.connections import connection_limit as limit; "
+        code += "from sbtk_runtime.web.server import connection_limit as limit; "
         code += "print(limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
         limit, files = run_python(code.format(soft, hard)).split()
         return int(limit), int(files)
