@@ -16,13 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sbtk_runtime.errors import MissingExtra
 from sbtk_runtime.web.auth import AccessGuard, AccessRules
 from sbtk_runtime.web.errors import ErrorMiddleware, add_error_answers
-from sbtk_runtime.web.metrics import Metrics, MetricsMiddleware
 from sbtk_runtime.web.photos import Thumbnails
 from sbtk_runtime.web.refusals import SecurityHeaders
 from sbtk_runtime.web.routes_collection import collection_routes
 from sbtk_runtime.web.routes_photos import photo_routes
 from sbtk_runtime.web.routes_query import query_routes
-from sbtk_runtime.web.routes_state import state_routes
+from sbtk_runtime.web.routes_state import Metrics, MetricsMiddleware, state_routes
 from sbtk_runtime.web.schemas import only_known_parameters
 from sbtk_runtime.web.service import Service
 
@@ -68,7 +67,7 @@ def guarded_app(service: Service, rules: AccessRules, *, may_change: bool = Fals
     )
     app.router.dependencies.append(Depends(only_known_parameters(app)))
     add_error_answers(app)
-    app.include_router(answer_head(query_routes(service, metrics)))
+    app.include_router(answer_head(query_routes(service, metrics.query_seconds.observe)))
     app.include_router(answer_head(photo_routes(service, thumbnails)))
     app.include_router(answer_head(collection_routes(service, may_change=may_change)))
     app.include_router(answer_head(state_routes(service, metrics)))

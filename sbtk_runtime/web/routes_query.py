@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -12,7 +13,6 @@ from pydantic_core import to_json
 from sbtk_runtime.errors import BadImage
 from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.web.errors import error_answers, problem_answer
-from sbtk_runtime.web.metrics import Metrics
 from sbtk_runtime.web.refusals import Refusal, Refused
 from sbtk_runtime.web.schemas import (
     BatchAnswer,
@@ -123,8 +123,11 @@ _Count = Annotated[int, Depends(_count)]
 _Options = Annotated[SearchOptions, Depends(_search_options)]
 
 
-def query_routes(service: Service, metrics: Metrics) -> APIRouter:
-    """Return the routes whose responses are hits."""
+def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRouter:
+    """Return the routes whose responses are hits.
+
+    `observe_s` is called with the seconds from a complete query to its response.
+    """
     router = APIRouter(tags=["Search"])
     bodies = BodyReader()
 
@@ -166,7 +169,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                 ).with_notices(prepared.notices)
             ),
         )
-        return _json(_answer(found, options, started, metrics, upload.kind))
+        return _json(_answer(found, options, started, observe_s, upload.kind))
 
     @router.post(
         "/v1/queries",
@@ -206,7 +209,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                 )
             except BadImage as problem:
                 return {"error": problem_answer(problem)}
-            return _answer(found, options, started, metrics, upload.kind)
+            return _answer(found, options, started, observe_s, upload.kind)
 
         async with bodies.read(request.scope, request.receive) as data:
             images = images_of_form(content_type, data, MAX_BATCH)
@@ -237,7 +240,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                 lambda: service.search(None, "photo", count, options, feedback)
             ),
         )
-        return _json(_answer(found, options, started, metrics))
+        return _json(_answer(found, options, started, observe_s))
 
     @router.get(
         "/v1/photos/{photo_id}/similar",
@@ -261,7 +264,7 @@ def query_routes(service: Service, metrics: Metrics) -> APIRouter:
                 lambda: service.similar(photo_id, count, options, box_of(region))
             ),
         )
-        return _json(_answer(found, options, started, metrics))
+        return _json(_answer(found, options, started, observe_s))
 
     return router
 
@@ -275,7 +278,7 @@ def _answer(
     found: Found,
     options: SearchOptions,
     started: float,
-    metrics: Metrics,
+    observe_s: Callable[[float], None],
     kind: Kind | None = None,
 ) -> dict[str, Any]:
     """Return a `QueryAnswer` as a JSON object."""
@@ -285,7 +288,7 @@ def _answer(
     if kind is not None:
         answer["kind"] = kind
     took_s = time.perf_counter() - started
-    metrics.query_seconds.observe(took_s)
+    observe_s(took_s)
     return answer | {
         "generation": found.generation,
         "engine": found.engine,
