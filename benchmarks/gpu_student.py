@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_findings import Task
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, SIZE_PX
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import Student
+from sbtk_train.models.student import SbtknetStudent, Student
 
 BACKBONE = "resnet50-v1"
 DIM = 512

@@ -26,8 +26,7 @@ from sbtk_train.distributed import (
     init_distributed,
     synchronise_batch_norms,
 )
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import StudentOutput
+from sbtk_train.models.student import SbtknetStudent, StudentOutput
 from sbtk_train.progress import StepDone
 from sbtk_train.runs import loop
 from sbtk_train.runs.checkpoint import LAST

@@ -29,7 +29,7 @@ from sbtk_runtime.engines.registry import ENGINE_NAMES
 from sbtk_train.batches.sampler import sample_class_balanced
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import ImageSet
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from tests.tiny_data import write_dataset
 
 Point = dict[str, Any]

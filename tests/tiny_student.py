@@ -20,8 +20,7 @@ from sbtk_runtime.preprocess import KINDS, domains_of
 from sbtk_train.batches.augment import normalise
 from sbtk_train.config import TrainConfig, make_recipe, read_config
 from sbtk_train.models.cse_resnet import CseTrunk
-from sbtk_train.models.dsn import DsnStudent
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import DsnStudent, SbtknetStudent
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun, save_student
 
 AnyStudent = TypeVar("AnyStudent", SbtknetStudent, DsnStudent)

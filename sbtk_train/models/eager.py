@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD, Pixels
-from sbtk_train.models.dsn import DsnStudent
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import Student, domains_of
+from sbtk_train.models.student import DsnStudent, SbtknetStudent, Student, domains_of
 
 Run = Callable[[Pixels], NDArray[np.float32]]
 

@@ -22,8 +22,7 @@ from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.compute import Compute
 from sbtk_train.data.image_set import ImageSource
 from sbtk_train.data.splits import Division
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import domains_of
+from sbtk_train.models.student import SbtknetStudent, domains_of
 
 #: In units of the scatter's mean eigenvalue; chosen on validation classes, where 2 to 5 are equal.
 SHRINKAGE = 3.0

@@ -1,4 +1,9 @@
-"""The base class of all students: a pooled trunk with an embedding and two heads."""
+"""The students: a pooled trunk with an embedding and two heads, for each method.
+
+SBTKNet's heads take the pooled feature (section 3.1). Those of DSN (Wang et al. 2021,
+haowang1992/DSN `src/ResnetModel.py`) and SAKE (Liu et al. 2019, qliu24/SAKE) take the embedding, a
+short code without batch norm and activation, and their trunk has a domain input.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbtk_runtime.errors import BadModel
+from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.preprocess import DOMAINS, Kind
-from sbtk_train.models.backbone import Classifier, load_trunk
+from sbtk_train.config import SbtknetRecipe, TrainConfig
+from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier, build_trunk, load_trunk
+from sbtk_train.models.cse_resnet import CseTrunk, build_cse_trunk, load_cse_trunk, run_stage
+
+_ATTENTION_CHANNELS = 380
 
 
 class StudentOutput(NamedTuple):
@@ -176,6 +185,158 @@ class Student(nn.Module, ABC):
         return result
 
 
+class SbtknetStudent(Student):
+    """SBTKNet's: a trunk shared by sketches and photos, and three linear heads on its feature.
+
+    Args:
+        backbone: one of `sbtk_train.models.backbone.BACKBONES`.
+        dim: length of the embedding.
+        classes: number of training classes.
+        attention: add the spatial attention of doodle2search before pooling (an ablation).
+
+    Attributes:
+        embedding: FC_sim.
+        identity: FC_id.
+        soft: FC_soft.
+    """
+
+    def __init__(self, backbone: str, dim: int, classes: int, attention: bool = False) -> None:
+        super().__init__()
+        self.trunk, channels = build_trunk(backbone)
+        self.attention = SpatialAttention(channels) if attention else None
+        self.embedding = nn.Linear(channels, dim)
+        self.identity = nn.Linear(channels, classes)
+        self.soft = nn.Linear(channels, IMAGENET_CLASSES)
+        nn.init.normal_(self.identity.weight, std=0.01)
+        nn.init.zeros_(self.identity.bias)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.embedding.out_features
+
+    def project(self, feature: Tensor) -> Tensor:
+        """Return `(N, D)`, FC_sim of pooled features `(N, F)`."""
+        rows: Tensor = self.embedding(feature)
+        return rows
+
+    def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Return FC_id `(N, C)` and FC_soft `(N, 1000)` of pooled features `(N, F)`."""
+        return self.identity(feature), self.soft(feature)
+
+    def pool(self, feature_map: Tensor) -> Tensor:
+        """Return the global average `(N, F)` of a feature map, after the attention, if any."""
+        if self.attention is not None:
+            feature_map = self.attention(feature_map)
+        return super().pool(feature_map)
+
+    def start_from(self, classifier: Classifier) -> None:
+        """Initialise the heads from the ImageNet classifier.
+
+        The soft-label head is the classifier itself. The embedding is the projection on the
+        classifier's leading right singular vectors (as in SAKE and DSN): the part of the feature
+        that separates ImageNet's classes.
+        """
+        with torch.no_grad():
+            self.soft.weight.copy_(classifier.weight)
+            self.soft.bias.copy_(classifier.bias)
+            centred = classifier.weight - classifier.weight.mean(dim=0)
+            _, values, rows = torch.linalg.svd(centred, full_matrices=False)
+            rank = min(self.embedding.out_features, len(values))
+            scale = values[:rank] / values[:rank].mean()
+            self.embedding.weight[:rank].copy_(scale[:, None] * rows[:rank])
+            self.embedding.bias.zero_()
+
+
+class DsnStudent(Student):
+    """DSN's and SAKE's: a CSE-ResNet, and linear layers from feature to code, code to logits.
+
+    Args:
+        backbone: `se-resnet50`, or a plain ResNet to add CSE modules to.
+        dim: length of the code; 64 in DSN, 512 or 64 in SAKE.
+        classes: number of training classes.
+
+    Attributes:
+        embedding: feature to code.
+        identity: code to class logits.
+        soft: code to ImageNet logits.
+    """
+
+    has_domain_input: ClassVar[bool] = True
+    trunk: CseTrunk
+
+    def __init__(self, backbone: str, dim: int, classes: int) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.trunk, channels = build_cse_trunk(backbone)
+        self.embedding = nn.Linear(channels, dim)
+        self.identity = nn.Linear(dim, classes)
+        self.soft = nn.Linear(dim, IMAGENET_CLASSES)
+
+    @property
+    def dim(self) -> int:
+        """Length of a code."""
+        return self.embedding.out_features
+
+    def project(self, feature: Tensor) -> Tensor:
+        """Return the codes `(N, D)` of pooled features."""
+        codes: Tensor = self.embedding(feature)
+        return codes
+
+    def logits(self, feature: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits `(N, C)` and ImageNet logits `(N, 1000)` of the codes."""
+        return self.identity(projected), self.soft(projected)
+
+    def load_weights(self, tensors: dict[str, Tensor], path: Path) -> Classifier | None:
+        """Load the trunk's ImageNet weights; return their classifier, if any.
+
+        Raises:
+            BadModel: the file does not fit the backbone.
+        """
+        return load_cse_trunk(self.trunk, tensors, path, self._backbone)
+
+    def start_from(self, classifier: Classifier) -> None:
+        """Initialise code and soft-label head by the classifier's best approximation of rank D.
+
+        With `W = U S V^T`, the code's weight is `S_D V_D^T` and the head's is `U_D`. The
+        classifier's bias is dropped; biases keep their random initialisation.
+
+        Raises:
+            BadConfig: the code is longer than the classifier's rank.
+        """
+        left, values, right = torch.linalg.svd(classifier.weight.double(), full_matrices=False)
+        smallest = values[0] * max(classifier.weight.shape) * torch.finfo(torch.float32).eps
+        rank = int((values > smallest).sum())
+        if self.dim > rank:
+            raise BadConfig(
+                f"--dim {self.dim} is more than the ImageNet classifier's rank",
+                f"at most {rank}",
+                f"give --dim {min(rank, 512)}",
+            )
+        with torch.no_grad():
+            self.embedding.weight.copy_(values[: self.dim, None] * right[: self.dim])
+            self.soft.weight.copy_(left[:, : self.dim])
+
+    def _stage(self, stage: nn.Module, values: Tensor, domains: Tensor | None) -> Tensor:
+        assert domains is not None, "a student with a domain input needs the domains"
+        return run_stage(stage, values, domains)
+
+
+def build_student(config: TrainConfig, classes: int) -> Student:
+    """Return the student that a run's configuration describes, with random weights.
+
+    Args:
+        config: method, backbone, dim and recipe.
+        classes: number of training classes.
+
+    Raises:
+        BadConfig: unknown backbone.
+    """
+    if isinstance(config.recipe, SbtknetRecipe):
+        return SbtknetStudent(config.backbone, config.dim, classes, config.recipe.attention)
+    return DsnStudent(config.backbone, config.dim, classes)
+
+
 def domains_of(kind: Kind, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the domains of `count` sketches (0) or photos (1), `(count,) float32`."""
     return torch.full((count,), DOMAINS[kind], device=device)
@@ -184,3 +345,21 @@ def domains_of(kind: Kind, count: int, device: torch.device | str = "cpu") -> Te
 def batch_domains(sketches: int, photos: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the domains of a batch, sketches first, `(sketches + photos,) float32`."""
     return torch.cat([domains_of("sketch", sketches, device), domains_of("photo", photos, device)])
+
+
+class SpatialAttention(nn.Module):
+    """Soft attention over positions, added to the feature map: `x + x * softmax(mask)`.
+
+    Two 1x1 convolutions without a nonlinearity between them, as in doodle2search.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, _ATTENTION_CHANNELS, 1)
+        self.mask = nn.Conv2d(_ATTENTION_CHANNELS, 1, 1)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Return the reweighted feature map `(N, F, h, w)`."""
+        scores = self.mask(self.reduce(feature_map))
+        weights = functional.softmax(scores.flatten(2), dim=2).view_as(scores)
+        return feature_map + feature_map * weights

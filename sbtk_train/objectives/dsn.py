@@ -29,8 +29,7 @@ from sbtk_train.models.cse_resnet import (
     has_cadene_names,
     load_cse_trunk,
 )
-from sbtk_train.models.dsn import DsnStudent
-from sbtk_train.models.student import Student, StudentOutput
+from sbtk_train.models.student import DsnStudent, Student, StudentOutput
 from sbtk_train.models.teacher import DsnTeacher, require_classifier
 from sbtk_train.objectives.losses import (
     classification_loss,

@@ -31,8 +31,7 @@ from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import ImageSet, ImageSource
 from sbtk_train.data.splits import Division, open_split
 from sbtk_train.models.refit import refit_embedding
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import Student, batch_domains
+from sbtk_train.models.student import SbtknetStudent, Student, batch_domains
 from sbtk_train.progress import Notify
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, TrainedRun, load_run, save_student
 from sbtk_train.runs.context import load_division

@@ -34,8 +34,7 @@ from sbtk_train.config import (
     TrainConfig,
     read_config,
 )
-from sbtk_train.models.dsn import build_student
-from sbtk_train.models.student import Student
+from sbtk_train.models.student import Student, build_student
 
 LAST = "last.safetensors"
 STUDENT = "student.safetensors"

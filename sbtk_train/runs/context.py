@@ -38,8 +38,7 @@ from sbtk_train.models.backbone import (
     load_trunk,
     read_weights,
 )
-from sbtk_train.models.dsn import build_student
-from sbtk_train.models.student import Student
+from sbtk_train.models.student import Student, build_student
 from sbtk_train.models.teacher import make_soft_labels, require_classifier
 from sbtk_train.models.weights_file import read_training_classes, read_unseen_classes
 from sbtk_train.objectives.objective import Objective

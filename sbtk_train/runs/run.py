@@ -30,7 +30,7 @@ from sbtk_train.config import SbtknetRecipe, Selection, TrainConfig, read_config
 from sbtk_train.data.more_images import is_bundled
 from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext
 from sbtk_train.models.refit import refit_embedding
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from sbtk_train.progress import EpochDone, Listener, StepDone
 from sbtk_train.runs.checkpoint import (
     LAST,

@@ -14,7 +14,7 @@ from sbtk_cli.main import main
 from sbtk_export.export import Variant
 from sbtk_export.images import choose_images
 from sbtk_runtime.bundle import Bundle
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from sbtk_train.runs.checkpoint import STUDENT
 from tests.fakes.machine import SURFACES, fake_machine
 from tests.tiny_student import TRAINING, VALIDATION, fitted, write_run, write_textures

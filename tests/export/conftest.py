@@ -10,7 +10,7 @@ from sbtk_export.card import StudentFacts, collect_facts
 from sbtk_export.export import ExportPlan, export_student
 from sbtk_export.images import ExportImages, choose_images
 from sbtk_runtime.bundle import Bundle
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from sbtk_train.runs.checkpoint import TrainedRun
 from tests.tiny_student import (
     TRAINING,

@@ -35,7 +35,7 @@ from sbtk_runtime.manifest import PRECISIONS, Precision
 from sbtk_runtime.preprocess import KINDS, Kind
 from sbtk_runtime.regions import RegionGrid
 from sbtk_train.config import make_recipe
-from sbtk_train.models.dsn import DsnStudent
+from sbtk_train.models.student import DsnStudent
 from sbtk_train.runs.checkpoint import TrainedRun
 from tests.tiny import write_photos, write_sketch
 from tests.tiny_student import fitted, telling, tiny_dsn_student

@@ -36,7 +36,7 @@ from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import KINDS, Kind
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from sbtk_train.runs.checkpoint import STUDENT, TrainedRun
 from tests.tiny_student import TRAINING, VALIDATION
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sbtk_export.fp16 import fold_batch_norms, make_half_trunk_student
 from sbtk_train.models.backbone import build_trunk
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from tests.tiny_student import tiny_student
 
 

@@ -27,7 +27,7 @@ from sbtk_export.int8 import (
 from sbtk_export.onnx_graph import ModelInputs, write_onnx
 from sbtk_runtime.bundle import Bundle, pretrained_folder
 from sbtk_runtime.errors import BadModel
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 
 
 def test_mean_inputs_are_means_over_images_and_positions(

@@ -30,7 +30,7 @@ from sbtk_runtime.engines.tensorrt.build import BuildSettings, build_plan
 from sbtk_runtime.engines.tensorrt.library import find_tensorrt
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.manifest import Precision
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from tests.tiny_student import fitted
 
 SETTINGS = BuildSettings(1, 4, 8, workspace_bytes=256 << 20, optimisation_level=0)

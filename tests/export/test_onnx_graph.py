@@ -26,7 +26,7 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.openvino import openvino_core
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.manifest import PRECISIONS, Precision
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from tests.narrow_resnet import NarrowResNet
 from tests.tiny import tiny_model
 

@@ -17,7 +17,7 @@ from sbtk_export.parity import Reference
 from sbtk_export.plans import PlanBuilder, build_engines, find_plan_builder
 from sbtk_runtime.engines.tensorrt.cache import CacheEntry, PlanCache, cache_folder
 from sbtk_runtime.errors import BadModel
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from tests.fakes.machine import SURFACES, FakeMachine, fake_machine
 
 VARIANTS: tuple[Variant, ...] = ("fp32", "fp16", "int8.trt")

@@ -19,7 +19,7 @@ from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.generated_inputs import generate_photos
 from sbtk_runtime.regions import RegionGrid, grid_of
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import SbtknetStudent
 from tests.tiny import tiny_bundle
 from tests.tiny_regions import tiny_map_bundle
 from tests.tiny_student import TRAINING, fitted

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from sbtk_train.batches.augment import normalise
-from sbtk_train.models.dsn import DsnStudent
 from sbtk_train.models.eager import (
     TorchSettings,
     make_compiled_run,
@@ -18,6 +17,7 @@ from sbtk_train.models.eager import (
     make_product_run,
     make_random_student,
 )
+from sbtk_train.models.student import DsnStudent
 from tests.tiny_student import tiny_dsn_student, tiny_student
 
 pytestmark = pytest.mark.slow

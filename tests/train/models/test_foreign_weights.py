@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_train.models.backbone import extract_classifier, is_student, load_trunk, read_weights
-from sbtk_train.models.dsn import DsnStudent
-from sbtk_train.models.sbtknet import SbtknetStudent
+from sbtk_train.models.student import DsnStudent, SbtknetStudent
 from sbtk_train.models.weights_file import (
     find_weights,
     read_student_dim,

@@ -18,8 +18,7 @@ from sbtk_train.batches.sampler import Batch
 from sbtk_train.batches.shards import BatchRng, BatchRngs
 from sbtk_train.compute import choose_compute
 from sbtk_train.data.dataset import read_dataset
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import domains_of
+from sbtk_train.models.student import SbtknetStudent, domains_of
 from sbtk_train.runs.checkpoint import RECORD, STUDENT
 from sbtk_train.runs.evaluate import make_feature_map_embedder, make_pixel_embedder
 from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource

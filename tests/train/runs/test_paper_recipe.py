@@ -26,8 +26,7 @@ from sbtk_train.config import (
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.splits import Split, divide
 from sbtk_train.models.backbone import build_trunk
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import Student
+from sbtk_train.models.student import SbtknetStudent, Student
 from sbtk_train.runs.checkpoint import LAST, load_run, load_state
 from sbtk_train.runs.context import build_context
 from tests.tiny_data import CLASSES, quick_config

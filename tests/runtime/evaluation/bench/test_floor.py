@@ -33,8 +33,7 @@ from sbtk_runtime.evaluation.bench.floor import (
     times_floor,
 )
 from sbtk_runtime.onnx_file import check_onnx
-from sbtk_train.models.sbtknet import SbtknetStudent
-from sbtk_train.models.student import Student
+from sbtk_train.models.student import SbtknetStudent, Student
 from tests.saturation import can_saturate, saturating_product
 from tests.tiny import tiny_model
 from tests.tiny_student import tiny_dsn_student, tiny_student
