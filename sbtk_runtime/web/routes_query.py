@@ -154,19 +154,18 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
         content_type = request.headers.get("content-type", "")
         if not is_accepted(content_type):
             raise Refused(_UNSUPPORTED)
-        service.require_ready()
+        service.require_engine()
         async with bodies.read(request.scope, request.receive) as data:
             started = time.perf_counter()
             image = image_of_body(content_type, data)
             upload = await service.uploads.prepare(request, image, kind)
-        prepared = upload.prepared
-        embedding = await run_until_disconnect(request, service.embed(prepared.pixels, upload.kind))
+        embedding = await run_until_disconnect(request, service.uploads.embed(upload))
         found = await run_until_disconnect(
             request,
             service.searches.submit(
                 lambda: service.search(
                     embedding, upload.kind, count, options, feedback
-                ).with_notices(prepared.notices)
+                ).with_notices(upload.prepared.notices)
             ),
         )
         return _json(_answer(found, options, started, observe_s, upload.kind))
@@ -192,14 +191,13 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
         content_type = request.headers.get("content-type", "")
         if not is_form(content_type):
             raise Refused(_NOT_A_FORM)
-        service.require_ready()
+        service.require_engine()
 
         async def answer(image: bytes) -> dict[str, Any]:
             started = time.perf_counter()
             try:
                 upload = await service.uploads.prepare(request, image, kind)
-                pixels = upload.prepared.pixels
-                embedding = await asyncio.wrap_future(service.embed(pixels, upload.kind))
+                embedding = await asyncio.wrap_future(service.uploads.embed(upload))
                 found = await asyncio.wrap_future(
                     service.searches.submit(
                         lambda: service.search(embedding, upload.kind, limit, options).with_notices(
@@ -231,7 +229,7 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
         options: _Options,
         unlike: Disliked = None,
     ) -> Response:
-        service.require_ready()
+        service.require_engine()
         started = time.perf_counter()
         feedback = Feedback(ids_of(like), ids_of(unlike))
         found = await run_until_disconnect(
@@ -256,7 +254,7 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
         options: _Options,
         region: Part = None,
     ) -> Response:
-        service.require_ready()
+        service.require_engine()
         started = time.perf_counter()
         found = await run_until_disconnect(
             request,

@@ -247,7 +247,7 @@ class _LiveMetrics(Collector):
             engine.add_metric([], of_engine)
             yield engine
         waiting = GaugeMetricFamily("sbtk_waiting", "Waiting requests by queue.", labels=["queue"])
-        waiting.add_metric(["queries"], self._service.queries.length)
+        waiting.add_metric(["queries"], self._service.uploads.queries.length)
         waiting.add_metric(["searches"], self._service.searches.length)
         waiting.add_metric(["reads"], self._service.reads.length)
         waiting.add_metric(["thumbnails"], self._service.thumbnails.length)

@@ -10,20 +10,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.embedding.stream import BAD_ROW
-from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineInfo, EngineOptions, Notify, no_notify
-from sbtk_runtime.engines.registry import validate_embeddings
-from sbtk_runtime.errors import BadImage, SbtkError
+from sbtk_runtime.engines.base import (
+    DEFAULT_OPTIONS,
+    Engine,
+    EngineInfo,
+    EngineOptions,
+    Notify,
+    no_notify,
+)
+from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
@@ -35,23 +37,20 @@ from sbtk_runtime.gallery.queries import Search
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.machine import trim_malloc
 from sbtk_runtime.manifest import GalleryManifest
-from sbtk_runtime.preprocess import KINDS, Kind, Pixels
+from sbtk_runtime.preprocess import Kind
 from sbtk_runtime.rerank import Rerank, RerankChoice
 from sbtk_runtime.web.following import FollowedGallery, RemoteFollower
 from sbtk_runtime.web.indexing import Indexer, Listener, Progress
 from sbtk_runtime.web.photos import PhotoNotFound, open_photo
-from sbtk_runtime.web.queue import Batch, WorkQueue
-from sbtk_runtime.web.uploads import UploadDecoder
+from sbtk_runtime.web.queue import WorkQueue
+from sbtk_runtime.web.uploads import QUERY_BATCH, Embeddings, Uploads
 
 #: The most waiting jobs; each takes some 25 ms (queries) or 10 ms (reads).
 MAX_QUERIES, MAX_READS = 64, 256
-#: Queries that the engine embeds together. More would delay the next ones.
-QUERY_BATCH = 4
 
 #: How long closing waits for jobs other than the engine's.
 _LAST_JOBS_S = 1.0
 
-Embeddings = NDArray[np.float32]
 #: On disk, or in a database.
 AnyGallery = Gallery | RemoteGallery
 Status = Literal["loading", "ok", "stuck", "failed"]
@@ -139,8 +138,7 @@ class Service:
         indexer: updates the gallery; `None` for a collection. For a gallery that does not exist
             yet, submit an update before the block.
         stopping: set when the server stops; long responses end.
-        uploads: decodes what clients send.
-        queries: for work of the engine.
+        uploads: decodes and embeds what clients send.
         searches: for searches, which run while the engine does.
         reads: for reading the catalogue and photo files.
         thumbnails: for decoding photos.
@@ -175,8 +173,7 @@ class Service:
                 on_published=self._refresh,
             )
         self.stopping = threading.Event()
-        self.uploads = UploadDecoder(MAX_QUERIES, bundle.preprocessing)
-        self.queries = WorkQueue("query", workers=1, waiting=MAX_QUERIES)
+        self.uploads = Uploads(MAX_QUERIES, bundle.preprocessing, self.require_engine)
         self.searches = WorkQueue("search", workers=2, waiting=MAX_QUERIES)
         self.reads = WorkQueue("read", workers=2, waiting=MAX_READS)
         self.thumbnails = WorkQueue("thumbnail", workers=2, waiting=MAX_READS)
@@ -186,9 +183,6 @@ class Service:
         self._rerank: RerankChoice = rerank
         self._notify = notify
         self._embedder: Embedder | None = None
-        self._batches: dict[Kind, Batch[Pixels, Embeddings]] = {
-            kind: Batch(partial(self._embed, kind), QUERY_BATCH) for kind in KINDS
-        }
         self._source = gallery
         self._gallery: FollowedGallery | RemoteFollower | None = None
         self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
@@ -210,8 +204,7 @@ class Service:
             self.indexer.close()
         # Closing an engine while it loads or runs would end the process.
         self._loading.join()
-        is_idle = self.queries.close()
-        self.uploads.close(_LAST_JOBS_S)
+        is_idle = self.uploads.close(_LAST_JOBS_S)
         self.searches.close(_LAST_JOBS_S)
         self.thumbnails.close(_LAST_JOBS_S)
         self.reads.close(_LAST_JOBS_S)
@@ -259,20 +252,21 @@ class Service:
 
     def _stuck(self) -> tuple[str, float] | None:
         """Return the queue that has been stuck longest, and its seconds; `None` if none is."""
-        queues = (self.queries, self.searches, self.reads, self.uploads.small)
+        queues = (self.uploads.queries, self.searches, self.reads, self.uploads.small)
         name, stuck_s = max(
             ((queue.name, queue.stuck_s) for queue in queues), key=lambda one: one[1]
         )
         return (name, stuck_s) if stuck_s else None
 
-    def require_ready(self) -> None:
-        """Check that queries can be answered.
+    def require_engine(self) -> Engine:
+        """Return the engine, without which no query is answered.
 
         Raises:
-            Loading: the model is not ready yet.
+            Loading: it is not ready yet.
         """
         if self._embedder is None:
             raise Loading("the model is loading", "", "try again in a second")
+        return self._embedder.engine
 
     def reading(self) -> AbstractContextManager[AnyGallery]:
         """Return the gallery's current generation, for a `with` block.
@@ -284,19 +278,6 @@ class Service:
         if self._gallery is None:
             raise Loading("the gallery is opening", "", "try again in a second")
         return self._gallery.reading()
-
-    def embed(self, pixels: Pixels, kind: Kind) -> Future[Embeddings]:
-        """Return the future embedding `(D,) float32` of an upload `(224, 224, 3) uint8`.
-
-        Queries that wait for the engine are embedded together. The future raises `BadImage` if
-        the model fails on the image.
-
-        Raises:
-            Busy: too many queries wait.
-            Loading: the model is not ready yet.
-        """
-        self.require_ready()
-        return self.queries.submit_to(self._batches[kind], pixels)
 
     def search(
         self,
@@ -417,18 +398,12 @@ class Service:
         made_by, preprocessing = gallery.manifest.model_id, gallery.manifest.preprocessing
         check_model(gallery.folder, made_by, preprocessing, self.bundle)
 
-    def _embed(self, kind: Kind, pixels: Sequence[Pixels]) -> list[Embeddings | Exception]:
-        assert self._embedder is not None
-        rows, is_bad = validate_embeddings(self._embedder.engine.run(np.stack(pixels), kind))
-        return [BadImage(BAD_ROW) if bad else row for row, bad in zip(rows, is_bad, strict=True)]
-
     def _arguments(self, gallery: AnyGallery, kind: Kind, options: SearchOptions) -> dict[str, Any]:
         rerank = options.rerank or gallery.choose_rerank(self._rerank, kind)
         return vars(options) | {"rerank": rerank}
 
     def _found(self, ask: Callable[[AnyGallery], Answer]) -> Found:
-        assert self._embedder is not None
-        engine = self._embedder.engine.info.name
+        engine = self.require_engine().info.name
         with self.reading() as gallery:
             answer = ask(gallery) if gallery.count else self._answer_empty()
             return Found(answer, gallery.manifest.generation, engine)

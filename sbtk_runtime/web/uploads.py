@@ -1,4 +1,4 @@
-"""Read, check and decode the images that clients send, without delaying other clients.
+"""Read, check, decode and embed the images that clients send, without delaying other clients.
 
 Most uploads are small, and decoded on several threads. Images that need much memory or work, which
 is known from their headers, are decoded on separate threads, so that they do not block others. Both
@@ -10,21 +10,34 @@ from __future__ import annotations
 import asyncio
 import email
 import email.message
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
-from sbtk_runtime.embedding.stream import MemoryBudget
+from sbtk_runtime.embedding.stream import BAD_ROW, MemoryBudget
+from sbtk_runtime.engines.base import Engine
+from sbtk_runtime.engines.registry import validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage, SbtkError
 from sbtk_runtime.image_limits import SIGNATURES
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage
-from sbtk_runtime.preprocess import Kind, Prepared, Preprocessing, detect_kind, open_image
-from sbtk_runtime.web.queue import WorkQueue
+from sbtk_runtime.preprocess import (
+    KINDS,
+    Kind,
+    Pixels,
+    Prepared,
+    Preprocessing,
+    detect_kind,
+    open_image,
+)
+from sbtk_runtime.web.queue import Batch, WorkQueue
 from sbtk_runtime.web.refusals import Refusal, Refused
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp")
@@ -46,9 +59,14 @@ SMALL_PIXELS = 64 << 20
 #: The most memory for all costly uploads together.
 COSTLY_BYTES = 224 << 20
 
+#: Uploads that the engine embeds together. More would delay the next ones.
+QUERY_BATCH = 4
+
 _SMALL_WORKERS, _COSTLY_WORKERS = 8, 2
 # In a flood, many threads share few cores: a job may take long without being stuck.
 _STUCK_AFTER_S = 30.0
+
+Embeddings = NDArray[np.float32]
 
 
 def is_accepted(content_type: str) -> bool:
@@ -128,26 +146,35 @@ class Upload:
     kind: Kind
 
 
-class UploadDecoder:
-    """Decodes uploads on threads of its own.
+class Uploads:
+    """Decodes and embeds uploads on threads of its own.
 
     Args:
-        waiting: the most uploads that wait.
+        waiting: the most uploads that wait in a queue.
         preprocessing: of the model that embeds them.
+        engine: returns the engine of that model.
 
     Attributes:
-        small: the queue of all uploads.
-        costly: the queue of those that need much memory or work.
+        small: the queue for decoding all uploads.
+        costly: the queue for decoding those that need much memory or work.
+        queries: the queue for the engine.
     """
 
-    def __init__(self, waiting: int, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, waiting: int, preprocessing: Preprocessing, engine: Callable[[], Engine]
+    ) -> None:
         self._preprocessing = preprocessing
+        self._engine = engine
         self.small = WorkQueue(
             "upload", workers=_SMALL_WORKERS, waiting=waiting, stuck_after_s=_STUCK_AFTER_S
         )
         self.costly = WorkQueue(
             "costly-upload", workers=_COSTLY_WORKERS, waiting=waiting, stuck_after_s=_STUCK_AFTER_S
         )
+        self.queries = WorkQueue("query", workers=1, waiting=waiting)
+        self._batches: dict[Kind, Batch[Pixels, Embeddings]] = {
+            kind: Batch(partial(self._embed, kind), QUERY_BATCH) for kind in KINDS
+        }
         self._budget = MemoryBudget(COSTLY_BYTES)
 
     async def prepare(self, request: Request, data: bytes, kind: Kind | None) -> Upload:
@@ -171,10 +198,26 @@ class UploadDecoder:
         assert upload is not None
         return upload
 
-    def close(self, timeout_s: float) -> None:
-        """Cancel waiting uploads, and wait for running ones."""
+    def embed(self, upload: Upload) -> Future[Embeddings]:
+        """Return the future embedding `(D,) float32` of an upload.
+
+        Uploads that wait for the engine are embedded together. The future raises `BadImage` if the
+        model fails on the image.
+
+        Raises:
+            Busy: too many uploads wait.
+        """
+        return self.queries.submit_to(self._batches[upload.kind], upload.prepared.pixels)
+
+    def close(self, timeout_s: float) -> bool:
+        """Cancel waiting uploads, and return whether the engine is idle.
+
+        Decoding ends within `timeout_s` seconds, or goes on in the background.
+        """
+        is_idle = self.queries.close()
         self.small.close(timeout_s)
         self.costly.close(timeout_s)
+        return is_idle
 
     async def _prepare(self, request: Request, data: bytes, kind: Kind | None) -> Upload | None:
         found = await run_until_disconnect(
@@ -189,6 +232,10 @@ class UploadDecoder:
     def _prepare_costly(self, image: OpenImage, kind: Kind | None) -> Upload | None:
         with self._budget.reserve(image.memory_bytes):
             return _prepare_opened(image, kind, self._preprocessing)
+
+    def _embed(self, kind: Kind, pixels: Sequence[Pixels]) -> list[Embeddings | Exception]:
+        rows, is_bad = validate_embeddings(self._engine().run(np.stack(pixels), kind))
+        return [BadImage(BAD_ROW) if bad else row for row, bad in zip(rows, is_bad, strict=True)]
 
 
 def _prepare_if_small(

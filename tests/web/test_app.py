@@ -28,7 +28,7 @@ def loading(tmp_path: Path) -> Iterator[ASGIApp]:
     """Return an app whose engine and gallery nobody has begun to open."""
     service = Service(tmp_path / "gallery.sbtk", Bundle.open(tiny_bundle(tmp_path / "bundle")))
     yield guarded_app(service, access_rules("127.0.0.1"))
-    for queue in (service.queries, service.searches, service.reads, service.thumbnails):
+    for queue in (service.searches, service.reads, service.thumbnails):
         queue.close()
     service.uploads.close(1)
 

@@ -140,7 +140,7 @@ def test_health_reports_a_stuck_worker_and_its_recovery(
     service: Service,
 ) -> None:
     """A real app whose engine's thread is held by a job, as by a driver that hangs."""
-    service.queries = WorkQueue("query", workers=1, waiting=4, stuck_after_s=0.05)
+    service.uploads.queries = WorkQueue("query", workers=1, waiting=4, stuck_after_s=0.05)
     may_end = threading.Event()
     with service:
         service.loaded.result(60)
@@ -153,7 +153,7 @@ def test_health_reports_a_stuck_worker_and_its_recovery(
                 return await one.get("/healthz", headers=headers)
 
         assert asyncio.run(health(None)).json() == {"status": "ok"}
-        job = service.queries.submit(lambda: may_end.wait(60))
+        job = service.uploads.queries.submit(lambda: may_end.wait(60))
         try:
             while (answer := asyncio.run(health("a-long-token"))).status_code == 200:
                 pass
