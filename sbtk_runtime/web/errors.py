@@ -26,7 +26,6 @@ from sbtk_runtime.errors import (
     SbtkError,
 )
 from sbtk_runtime.gallery.remote import RemoteError, RemoteUnavailable
-from sbtk_runtime.web.following import GalleryDeleted
 from sbtk_runtime.web.photos import PhotoNotFound
 from sbtk_runtime.web.queue import Busy
 from sbtk_runtime.web.refusals import (
@@ -37,7 +36,7 @@ from sbtk_runtime.web.refusals import (
     send_refusal_page,
 )
 from sbtk_runtime.web.schemas import ErrorAnswer, ProblemAnswer
-from sbtk_runtime.web.service import Loading, Stuck
+from sbtk_runtime.web.service import GalleryDeleted, Loading, Stuck
 from sbtk_runtime.web.uploads import ClientDisconnected, TimedOut
 
 #: Status and code of each class of errors; the first match counts.

@@ -15,7 +15,7 @@ import pytest
 from sbtk_runtime.errors import ModelMismatch
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.manifest import MANIFEST_NAME, MatchRule, read_bundle_manifest
-from sbtk_runtime.web.following import FollowedGallery, GalleryDeleted
+from sbtk_runtime.web.service import FollowedGallery, GalleryDeleted
 from tests.serve_client import ask, query, sketch_png
 from tests.serve_process import serving
 from tests.tiny import tiny_bundle, write_photos
