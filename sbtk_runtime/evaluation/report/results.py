@@ -231,9 +231,6 @@ def _distance(measure: Measure) -> tuple[bool, bool, bool]:
     )
 
 
-ApRule = Literal["plain", "voc"]
-
-
 @dataclass(frozen=True)
 class PublishedRules:
     """Rules of published results; `None` if no source states them.
@@ -246,7 +243,7 @@ class PublishedRules:
         remark: further remarks.
     """
 
-    ap: ApRule | None
+    ap: Literal["plain", "voc"] | None
     divisor: Divisor | None
     mean: Mean | None
     generalised: Setting | None
