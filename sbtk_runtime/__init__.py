@@ -32,8 +32,15 @@ if TYPE_CHECKING:
     from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.engines.base import EngineOptions
     from sbtk_runtime.errors import SbtkError
-    from sbtk_runtime.evaluation.evaluation import Labelled, evaluate_by, photo_queries
-    from sbtk_runtime.evaluation.protocol import CodeRule, Measure, Protocol, draw_seen
+    from sbtk_runtime.evaluation.metrics import evaluate_by
+    from sbtk_runtime.evaluation.protocol import (
+        CodeRule,
+        Labelled,
+        Measure,
+        Protocol,
+        draw_seen,
+        photo_queries,
+    )
     from sbtk_runtime.gallery.catalogue import Photo
     from sbtk_runtime.gallery.gallery import Gallery
     from sbtk_runtime.gallery.hits import Hit
@@ -78,7 +85,7 @@ _HOME = {
     "Hit": "sbtk_runtime.gallery.hits",
     "ImageInput": "sbtk_runtime.preprocess",
     "IndexReport": "sbtk_runtime.gallery.update",
-    "Labelled": "sbtk_runtime.evaluation.evaluation",
+    "Labelled": "sbtk_runtime.evaluation.protocol",
     "Measure": "sbtk_runtime.evaluation.protocol",
     "Photo": "sbtk_runtime.gallery.catalogue",
     "Protocol": "sbtk_runtime.evaluation.protocol",
@@ -86,9 +93,9 @@ _HOME = {
     "SbtkError": "sbtk_runtime.errors",
     "add_photos": "sbtk_runtime.gallery.index",
     "draw_seen": "sbtk_runtime.evaluation.protocol",
-    "evaluate_by": "sbtk_runtime.evaluation.evaluation",
+    "evaluate_by": "sbtk_runtime.evaluation.metrics",
     "index": "sbtk_runtime.gallery.index",
-    "photo_queries": "sbtk_runtime.evaluation.evaluation",
+    "photo_queries": "sbtk_runtime.evaluation.protocol",
     "remove_photos": "sbtk_runtime.gallery.index",
 }
 

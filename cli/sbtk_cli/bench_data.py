@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from sbtk_runtime.bundle import is_run_folder
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
-from sbtk_runtime.evaluation.evaluation import PHOTO_QUERIES_PER_CLASS
-from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Protocol, draw_seen
+from sbtk_runtime.evaluation.protocol import PHOTO_QUERIES_PER_CLASS, ZERO_SHOT, Protocol, draw_seen
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.manifest import BundleManifest
 from sbtk_train.data.class_names import ClassNames

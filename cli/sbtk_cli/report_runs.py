@@ -13,8 +13,7 @@ from sbtk_cli.output import notice, progress
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
-from sbtk_runtime.evaluation.evaluation import require_contrast
-from sbtk_runtime.evaluation.protocol import Protocol
+from sbtk_runtime.evaluation.protocol import Protocol, require_contrast
 from sbtk_runtime.evaluation.report.embedding_map import MapPoint, Rows
 from sbtk_runtime.evaluation.report.ranked_sheet import (
     EmbeddedImages,

@@ -13,20 +13,23 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.binary_codes import Codes, hamming_distances
+from sbtk_runtime.binary_codes import Codes, Itq, fit_itq, hamming_distances
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.protocol import (
     DIVISORS,
+    CodeRule,
     Distance,
     Divisor,
+    Labelled,
+    Labels,
     Measure,
+    Protocol,
     Ties,
     require_cosine,
 )
 from sbtk_runtime.rerank import Rerank, Reranker
 
 Embeddings = NDArray[np.float32]
-Labels = NDArray[np.int64]
 
 #: Default ranks of AP@k and P@k.
 AP_CUTS = (200,)
@@ -36,6 +39,8 @@ PRECISION_CUTS = (10, 100, 200)
 _CHUNK_SCORES = 4_000_000
 #: Numbers held per relevant photo while metrics are computed.
 _PLACE_NUMBERS = 12
+#: Largest difference between the embeddings of equal images, in batches of different sizes.
+_SAME_WITHIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,92 @@ def evaluate(
         query_labels[answerable],
         int((~answerable).sum()),
     )
+
+
+def evaluate_by(
+    protocol: Protocol,
+    queries: Labelled,
+    gallery: Labelled,
+    *,
+    learnt_on: Embeddings | Itq | None = None,
+    ap_cuts: Sequence[int] = AP_CUTS,
+    precision_cuts: Sequence[int] = PRECISION_CUTS,
+) -> tuple[Retrieval, Protocol]:
+    """Return the metrics, and the protocol with the number of embeddings ITQ was fitted on.
+
+    >>> rows = np.eye(4, dtype=np.float32)
+    >>> photos = Labelled(rows, np.array([0, 0, 1, 1]))
+    >>> sketches = Labelled(rows[::2], np.array([0, 1]))
+    >>> retrieval, _ = evaluate_by(Protocol(), sketches, photos)
+    >>> retrieval.metrics([Measure("AP")])
+    {'mAP@all': 0.875}
+
+    Args:
+        protocol: distance, ties and codes; the caller selects queries and gallery by it.
+        queries: sketches, or photos selected by `photo_queries`.
+        gallery: photos.
+        learnt_on: embeddings `(N, D) float32` of training images to fit ITQ on, or a fitted ITQ,
+            if the protocol needs them.
+        ap_cuts: ranks k of AP@k.
+        precision_cuts: ranks k of P@k.
+
+    Raises:
+        BadConfig: the protocol needs `learnt_on`, and it is missing.
+        BadData: as `evaluate` and `fit_itq`; or all queries, or all photos, have the same
+            embedding or code.
+    """
+    query_rows: Embeddings | Codes = queries.rows
+    searched: Embeddings | Codes = gallery.rows
+    if protocol.codes is not None:
+        for_queries, for_gallery, rule = _itq(protocol.codes, queries, gallery, learnt_on)
+        query_rows, searched = for_queries.codes(queries.rows), for_gallery.codes(gallery.rows)
+        protocol = replace(protocol, codes=rule)
+    _require_difference(query_rows, "queries")
+    _require_difference(searched, "photos")
+    retrieval = evaluate(
+        query_rows,
+        queries.labels,
+        searched,
+        gallery.labels,
+        distance=protocol.distance,
+        ties=protocol.ties,
+        rerank=protocol.rerank,
+        ap_cuts=ap_cuts,
+        precision_cuts=precision_cuts,
+    )
+    return retrieval, protocol
+
+
+def _require_difference(rows: Embeddings | Codes, what: str) -> None:
+    """Refuse several rows that are all the same, apart from rounding of embeddings."""
+    if len(rows) < 2 or float(np.ptp(rows, axis=0).max()) > _SAME_WITHIN:
+        return
+    kind = "code" if rows.dtype == np.uint8 else "embedding"
+    raise BadData(
+        f"all {len(rows):,} {what} have the same {kind}: metrics would not be those of a search",
+        "images that differ, and a model that tells them apart",
+        "compare some of the images; check the model with 'sbtk models'",
+    )
+
+
+def _itq(
+    rule: CodeRule, queries: Labelled, gallery: Labelled, learnt_on: Embeddings | Itq | None
+) -> tuple[Itq, Itq, CodeRule]:
+    """Return the ITQ of the queries, that of the gallery, and the rule with `fitted_rows` set."""
+    if rule.fitted_on == "bundle":
+        if not isinstance(learnt_on, Itq) or learnt_on.bits != rule.bits:
+            raise BadConfig(f"{rule.bits}-bit codes of a bundle that has none", "its own ITQ")
+        return learnt_on, learnt_on, rule
+    if rule.fitted_on == "training":
+        if learnt_on is None or isinstance(learnt_on, Itq):
+            raise BadConfig("ITQ fitted on training images without any", "their embeddings")
+        rows = learnt_on
+    else:
+        rows = queries.rows if rule.fitted_on == "queries" else gallery.rows
+    itq = fit_itq(rows, rule.bits, rotation=rule.rotation)
+    rule = replace(rule, fitted_rows=len(rows))
+    own = itq.centred_on(gallery.rows) if rule.fitted_on == "queries" else itq
+    return itq, own, rule
 
 
 def usual_measures(

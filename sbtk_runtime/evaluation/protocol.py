@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Rotation
 from sbtk_runtime.errors import BadConfig, BadData
+from sbtk_runtime.files import printable_text
 from sbtk_runtime.rerank import RERANK_WORDS, Rerank, require_rerank
 
 QueryKind = Literal["sketch", "photo"]
@@ -25,7 +26,10 @@ FittedOn = Literal["gallery", "training", "queries", "bundle"]
 Kind = Literal["AP", "P"]
 Divisor = Literal["strict", "lenient", "literal"]
 Mean = Literal["query", "class"]
+Labels = NDArray[np.int64]
 
+#: Queries per class in photo-to-photo retrieval (SAKE, DSN).
+PHOTO_QUERIES_PER_CLASS = 10
 DIVISORS: tuple[Divisor, ...] = ("strict", "lenient", "literal")
 
 _DISTANCES = {
@@ -202,6 +206,76 @@ class Measure:
     def to_json(self) -> dict[str, Any]:
         """Return the rule as a JSON object."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Embeddings `(N, D) float32` and their classes `(N,) int64`."""
+
+    rows: NDArray[np.float32]
+    labels: Labels
+
+    def choose(self, which: Labels) -> Labelled:
+        """Return the rows at the indices `which (n,) int64`, in that order."""
+        return Labelled(self.rows[which], self.labels[which])
+
+
+def require_contrast(
+    query_labels: Sequence[int] | Labels,
+    gallery_labels: Sequence[int] | Labels,
+    classes: Sequence[str],
+) -> None:
+    """Check that metrics depend on the ranking.
+
+    Args:
+        query_labels: `(Q,)` indices in `classes`.
+        gallery_labels: `(N,)` indices in `classes`.
+        classes: names of the classes.
+
+    Raises:
+        BadData: no query has a photo of its class, or all photos are of one class.
+    """
+    present = np.unique(gallery_labels)
+    if not np.isin(query_labels, present).any():
+        raise BadData(
+            "no query has a photo of its class in the gallery",
+            "queries and photos of the same classes",
+        )
+    if len(present) == 1:
+        raise BadData(
+            f"all {len(gallery_labels):,} photos are of the class "
+            f"{printable_text(classes[present[0]])}: mAP is 1 whatever their order",
+            "photos of at least two classes",
+            "add photos of other classes; sbtk bench map --setting generalised-all searches those "
+            "of seen classes, too",
+        )
+
+
+def photo_queries(photos: Labelled) -> tuple[Labelled, Labelled]:
+    """Return queries and gallery of photo-to-photo retrieval.
+
+    The first ten photos of each class are queries and not in the gallery, as in SAKE and DSN.
+
+    >>> photos = Labelled(np.eye(11, dtype=np.float32), np.zeros(11, dtype=np.int64))
+    >>> queries, gallery = photo_queries(photos)
+    >>> len(queries.rows), len(gallery.rows)
+    (10, 1)
+
+    Raises:
+        BadData: no class has more photos, so the gallery would be empty.
+    """
+    is_query = np.zeros(len(photos.labels), dtype=np.bool_)
+    for label in np.unique(photos.labels):
+        is_query[np.flatnonzero(photos.labels == label)[:PHOTO_QUERIES_PER_CLASS]] = True
+    if is_query.all():
+        most = int(np.unique(photos.labels, return_counts=True)[1].max(initial=0))
+        raise BadData(
+            f"the gallery is empty: the first {PHOTO_QUERIES_PER_CLASS} photos of each class are "
+            f"queries, and no class has more than {most}",
+            f"a class of at least {PHOTO_QUERIES_PER_CLASS + 1} photos",
+            "add photos, or use sketches as queries",
+        )
+    return photos.choose(np.flatnonzero(is_query)), photos.choose(np.flatnonzero(~is_query))
 
 
 Rows = NDArray[np.int64]

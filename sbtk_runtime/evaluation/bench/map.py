@@ -16,20 +16,22 @@ from sbtk_runtime.binary_codes import Itq, check_bits
 from sbtk_runtime.bundle import onnx_name
 from sbtk_runtime.embedding.embedder import Embedder, Failed
 from sbtk_runtime.errors import BadData
-from sbtk_runtime.evaluation.evaluation import (
-    Labelled,
-    evaluate_by,
-    photo_queries,
-    require_contrast,
-)
 from sbtk_runtime.evaluation.metrics import (
     AP_CUTS,
     PRECISION_CUTS,
     Embeddings,
-    Labels,
+    evaluate_by,
     usual_measures,
 )
-from sbtk_runtime.evaluation.protocol import ZERO_SHOT, Measure, Protocol
+from sbtk_runtime.evaluation.protocol import (
+    ZERO_SHOT,
+    Labelled,
+    Labels,
+    Measure,
+    Protocol,
+    photo_queries,
+    require_contrast,
+)
 from sbtk_runtime.files import disk_full_explained
 from sbtk_runtime.preprocess import Kind
 

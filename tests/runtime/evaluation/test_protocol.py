@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 import sbtk_runtime
 from sbtk_runtime.binary_codes import Itq, fit_itq
 from sbtk_runtime.errors import BadConfig, BadData
-from sbtk_runtime.evaluation.evaluation import Labelled, evaluate_by, photo_queries
-from sbtk_runtime.evaluation.metrics import evaluate, usual_measures
+from sbtk_runtime.evaluation.metrics import evaluate, evaluate_by, usual_measures
 from sbtk_runtime.evaluation.protocol import (
     DIVISORS,
     CodeRule,
     Divisor,
     FittedOn,
+    Labelled,
     Mean,
     Measure,
     Protocol,
     draw_seen,
+    photo_queries,
 )
 
 
