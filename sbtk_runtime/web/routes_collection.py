@@ -262,7 +262,7 @@ def _progress_json(service: Service) -> str:
 async def _events(service: Service, request: Request) -> AsyncIterator[str]:
     """Yield an event for each change, and comments that keep the connection open."""
     sent, quiet_s = "", 0.0
-    while not service.stopping.is_set() and not await request.is_disconnected():
+    while not service.is_stopping() and not await request.is_disconnected():
         content = _progress_json(service)
         if content != sent:
             yield f"event: indexing\ndata: {content}\n\n"

@@ -15,13 +15,12 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
-from types import FrameType
 from typing import Any, ClassVar, cast
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.config import LOGGING_CONFIG, Config
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sbtk_runtime.errors import SbtkError
@@ -79,7 +78,7 @@ def serve(
         proxy_headers=False,
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
-    server = _Server(config, services)
+    server = uvicorn.Server(config)
 
     def stop_if_failed(loaded: Future[None]) -> None:
         if loaded.exception() is not None:
@@ -87,22 +86,10 @@ def serve(
 
     for service in services:
         service.loaded.add_done_callback(stop_if_failed)
+        service.is_stopping = lambda: server.should_exit
     server.run([listening])
     for service in services:
         service.loaded.result()
-
-
-class _Server(uvicorn.Server):
-    """A server that ends event streams when it stops; uvicorn would wait for them."""
-
-    def __init__(self, config: Config, services: Sequence[Service]) -> None:
-        super().__init__(config)
-        self._services = services
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        for service in self._services:
-            service.stopping.set()
-        super().handle_exit(sig, frame)
 
 
 MAX_CONNECTIONS = 1_024

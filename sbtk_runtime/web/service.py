@@ -141,7 +141,7 @@ class Service:
         folder: the gallery's; `None` if it is a collection.
         indexer: updates the gallery; `None` for a collection. For a gallery that does not exist
             yet, submit an update before the block.
-        stopping: set when the server stops; long responses end.
+        is_stopping: whether the server stops, so that event streams end; it waits for them.
         uploads: decodes and embeds what clients send.
         searches: for searches, which run while the engine does.
         reads: for reading the catalogue and photo files.
@@ -176,7 +176,7 @@ class Service:
                 listener=listener,
                 on_published=self._refresh,
             )
-        self.stopping = threading.Event()
+        self.is_stopping: Callable[[], bool] = lambda: False
         self.uploads = Uploads(MAX_QUERIES, bundle.preprocessing, self.require_engine)
         self.searches = WorkQueue("search", workers=2, waiting=MAX_QUERIES)
         self.reads = WorkQueue("read", workers=2, waiting=MAX_READS)
@@ -203,7 +203,6 @@ class Service:
 
     def close(self) -> None:
         """Close everything after running jobs, and loading, have ended."""
-        self.stopping.set()
         if self.indexer is not None:
             self.indexer.close()
         # Closing an engine while it loads or runs would end the process.

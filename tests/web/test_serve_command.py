@@ -120,6 +120,22 @@ def test_running_requests_are_answered_or_refused_when_the_server_stops(shared: 
     assert said.splitlines()[1:] == ["Stopped."]
 
 
+def test_event_streams_end_whole_when_the_server_stops(shared: Workplace) -> None:
+    with started(shared) as process:
+        port = port_of(address_of(process))
+        with connected(port) as client:
+            head = f"GET /v1/indexing/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n"
+            client.sendall(head.encode())
+            received = b""
+            while b"event: indexing" not in received:
+                received += client.recv(1 << 16)
+            process.terminate()
+            received += all_received(client)
+        process.communicate(timeout=20)
+    assert received.endswith(b"\r\n0\r\n\r\n"), "the last chunk"
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
 def test_serve_runs_with_closed_input_and_output(shared: Workplace, closed: str) -> None:
     port = free_port()
