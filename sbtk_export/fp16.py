@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
 
-from sbtk_train.models.cse_resnet import ConditionalSE
+from sbtk_train.models.backbone import ConditionalSE
 from sbtk_train.models.student import Student
 
 

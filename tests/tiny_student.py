@@ -19,7 +19,7 @@ from sbtk_runtime.files import read_json_object, write_json_atomically
 from sbtk_runtime.preprocess import KINDS, domains_of
 from sbtk_train.batches.augment import normalise
 from sbtk_train.config import TrainConfig, make_recipe, read_config
-from sbtk_train.models.cse_resnet import CseTrunk
+from sbtk_train.models.backbone import CseTrunk
 from sbtk_train.models.student import DsnStudent, SbtknetStudent
 from sbtk_train.runs.checkpoint import RECORD, TrainedRun, save_student
 

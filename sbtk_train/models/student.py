@@ -18,8 +18,16 @@ from torch.nn import functional
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.preprocess import DOMAINS, Kind
 from sbtk_train.config import SbtknetRecipe, TrainConfig
-from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier, build_trunk, load_trunk
-from sbtk_train.models.cse_resnet import CseTrunk, build_cse_trunk, load_cse_trunk, run_stage
+from sbtk_train.models.backbone import (
+    IMAGENET_CLASSES,
+    Classifier,
+    CseTrunk,
+    build_cse_trunk,
+    build_trunk,
+    load_cse_trunk,
+    load_trunk,
+    run_stage,
+)
 
 _ATTENTION_CHANNELS = 380
 

@@ -27,8 +27,7 @@ from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.compute import Compute
 from sbtk_train.data.image_set import ImageSet
-from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier
-from sbtk_train.models.cse_resnet import CseTrunk
+from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier, CseTrunk
 from sbtk_train.progress import Notify
 
 _BATCH = 32

@@ -1,19 +1,27 @@
-"""The weights file that a run starts from, and its network layout."""
+"""Weights files: where they are, what they contain, and their network layout."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
-from sbtk_runtime.errors import BadConfig
+from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.files import read_json_object
-from sbtk_train.models.backbone import read_weights
-from sbtk_train.models.cse_resnet import SE_RESNET50, has_cadene_names
+from sbtk_train.models.backbone import SE_RESNET50, has_cadene_names
 from sbtk_train.progress import Notify
 
+#: Prefixes that frameworks add to the names of a network's tensors.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "network.", "net.", "encoder.")
+#: Keys of the network in checkpoints that also have an optimiser or other entries.
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "network", "net")
+_MAX_DEPTH = 4
+_LFS = b"version https://git-lfs.github.com/spec/"
 _STUDENT = "student.safetensors"
 # Cadene's file has an underscore where our name has a hyphen.
 _SE_STEMS = (SE_RESNET50, "se_resnet50")
@@ -74,6 +82,95 @@ def _student_of(folder: Path) -> Path:
     else:
         found, step = "not a run folder or a bundle", "--weights FILE"
     raise BadConfig(f"{folder} is {found}", f"{_STUDENT} in it", step)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Return the float32 tensors of a .safetensors or weights-only .pth file, and its layout.
+
+    Nested tensors (`{"model": ...}`, `{"state_dict": ...}`) are found, and the prefixes that
+    frameworks add to their names are removed. The layout is that of the file's metadata
+    (`backbone`), `None` if they do not name it.
+
+    Raises:
+        BadModel: the file is unreadable, not weights, not finite, or a pickle with other objects.
+    """
+    if not path.is_file():
+        raise BadModel(f"no weights file {path}", "a .safetensors or .pth file")
+    _refuse_stand_ins(path)
+    layout: str | None = None
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                layout = (file.metadata() or {}).get("backbone")
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as problem:
+        raise BadModel(f"{path} cannot be read as weights: {problem}") from problem
+    except Exception as problem:  # torch raises pickle.UnpicklingError through C code
+        raise BadModel(
+            f"{path} contains more than tensors; it was not opened",
+            "weights only",
+            "save the model's state_dict as .safetensors",
+        ) from problem
+    return _network(tensors, path), layout
+
+
+def _refuse_stand_ins(path: Path) -> None:
+    """Raise `BadModel` for files that are often saved instead of weights."""
+    with path.open("rb") as file:
+        start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    expected = "the weights file itself"
+    if start.startswith(_LFS):
+        raise BadModel(
+            f"{path} is a Git LFS pointer, not the file that it points to",
+            expected,
+            "git lfs pull, in the repository that it comes from",
+        )
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+        kind = "an XML document" if start.startswith(b"<?xml") else "an HTML page"
+        raise BadModel(
+            f"{path} is {kind}, not weights: probably a server's response instead of the file",
+            expected,
+            "download it again, with the link of the file, not of its page",
+        )
+
+
+def _network(found: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of the network in a file's contents, under their plain names."""
+    if not isinstance(found, dict):
+        raise BadModel(f"{path} contains a {type(found).__name__}", "a dictionary of tensors")
+    for _ in range(_MAX_DEPTH):
+        inner = next((found[key] for key in _NESTED if isinstance(found.get(key), dict)), None)
+        if inner is None:
+            break
+        found = inner
+    wrong = [key for key, value in found.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise BadModel(f"{path}: {wrong[0]!r} is not a tensor", "a dictionary of tensors")
+    tensors: dict[str, Tensor] = {}
+    for key, value in found.items():
+        plain = _plain_name(str(key))
+        if plain in tensors:
+            raise BadModel(
+                f"{path} holds {plain!r} twice, once as {key!r}", "the tensors of one network"
+            )
+        tensors[plain] = value.float()
+    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise BadModel(
+            f"{path}: {bad[0]} holds NaN or infinity"
+            + (f", and so do {len(bad) - 1} more" if len(bad) > 1 else ""),
+            "finite numbers",
+            "use a checkpoint from before training diverged",
+        )
+    return tensors
+
+
+def _plain_name(key: str) -> str:
+    while prefix := next((each for each in _PREFIXES if key.startswith(each)), None):
+        key = key.removeprefix(prefix)
+    return key
 
 
 def read_student_dim(path: Path) -> int | None:

@@ -22,8 +22,8 @@ from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.compute import Compute
 from sbtk_train.config import DsnRecipe, TrainConfig
 from sbtk_train.data.image_set import ImageSet
-from sbtk_train.models.backbone import IMAGENET_CLASSES, read_weights
-from sbtk_train.models.cse_resnet import (
+from sbtk_train.models.backbone import (
+    IMAGENET_CLASSES,
     SE_RESNET50,
     build_cse_trunk,
     has_cadene_names,
@@ -31,6 +31,7 @@ from sbtk_train.models.cse_resnet import (
 )
 from sbtk_train.models.student import DsnStudent, Student, StudentOutput
 from sbtk_train.models.teacher import DsnTeacher, require_classifier
+from sbtk_train.models.weights_file import read_weights
 from sbtk_train.objectives.losses import (
     classification_loss,
     distillation_loss,

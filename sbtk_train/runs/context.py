@@ -36,11 +36,14 @@ from sbtk_train.models.backbone import (
     choose_layout,
     is_student,
     load_trunk,
-    read_weights,
 )
 from sbtk_train.models.student import Student, build_student
 from sbtk_train.models.teacher import make_soft_labels, require_classifier
-from sbtk_train.models.weights_file import read_training_classes, read_unseen_classes
+from sbtk_train.models.weights_file import (
+    read_training_classes,
+    read_unseen_classes,
+    read_weights,
+)
 from sbtk_train.objectives.objective import Objective
 from sbtk_train.objectives.sbtknet import SbtknetObjective
 from sbtk_train.progress import Notify

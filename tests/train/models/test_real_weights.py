@@ -13,8 +13,8 @@ from sbtk_runtime.preprocess import prepare
 from sbtk_train.batches.augment import normalise
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.splits import divide, open_split
-from sbtk_train.models.backbone import choose_layout, read_weights
-from sbtk_train.models.weights_file import find_weights
+from sbtk_train.models.backbone import choose_layout
+from sbtk_train.models.weights_file import find_weights, read_weights
 
 pytestmark = [
     pytest.mark.data,

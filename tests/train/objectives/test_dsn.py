@@ -17,10 +17,10 @@ from sbtk_train.batches.shards import BatchRng, BatchRngs
 from sbtk_train.compute import Compute
 from sbtk_train.config import DsnRecipe, Method, TrainConfig, make_recipe
 from sbtk_train.data.image_set import ImageSet
-from sbtk_train.models.backbone import build_trunk, load_trunk, read_weights
-from sbtk_train.models.cse_resnet import build_cse_trunk, load_cse_trunk
+from sbtk_train.models.backbone import build_cse_trunk, build_trunk, load_cse_trunk, load_trunk
 from sbtk_train.models.student import StudentOutput
 from sbtk_train.models.teacher import DsnTeacher
+from sbtk_train.models.weights_file import read_weights
 from sbtk_train.objectives.dsn import Distillation, DsnObjective, MemoryBank
 from sbtk_train.objectives.objective import Examples
 from sbtk_train.progress import StepDone

@@ -1,7 +1,8 @@
-"""Weights files from elsewhere, and files that are not weights."""
+"""Weights files of sbtk and from elsewhere, and files that are not weights."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sbtk_runtime.errors import BadConfig, BadModel
-from sbtk_train.models.backbone import extract_classifier, is_student, load_trunk, read_weights
+from sbtk_train.models.backbone import extract_classifier, is_student, load_trunk
 from sbtk_train.models.student import DsnStudent, SbtknetStudent
 from sbtk_train.models.weights_file import (
     find_weights,
     read_student_dim,
     read_training_classes,
     read_unseen_classes,
+    read_weights,
 )
 from tests.train.models.test_backbone import resnet18_tensors
 
@@ -29,6 +31,18 @@ def tensors() -> dict[str, Tensor]:
 
 def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{key}": value for key, value in tensors.items()}
+
+
+def test_safetensors_and_pth_give_the_same_tensors(
+    tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    save_file(tensors, tmp_path / "w.safetensors", {"backbone": "resnet18"})
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tensors.items()}}, tmp_path / "w.pth")
+    first, layout = read_weights(tmp_path / "w.safetensors")
+    second, none = read_weights(tmp_path / "w.pth")
+    assert (layout, none) == ("resnet18", None)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +71,33 @@ def test_two_networks_in_one_file_are_refused(tensors: dict[str, Tensor], tmp_pa
     torch.save({**tensors, **prefixed(tensors, "module.")}, tmp_path / "w.pth")
     with pytest.raises(BadModel, match="twice"):
         read_weights(tmp_path / "w.pth")
+
+
+class _Payload:
+    def __init__(self, sentinel: Path) -> None:
+        self._sentinel = sentinel
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self._sentinel,))
+
+
+def test_a_pickle_payload_is_refused_and_not_run(tmp_path: Path) -> None:
+    sentinel = tmp_path / "ran"
+    torch.save({"conv1.weight": _Payload(sentinel)}, tmp_path / "torch.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(_Payload(sentinel)))
+    for name in ("torch.pth", "plain.pth"):
+        with pytest.raises(BadModel):
+            read_weights(tmp_path / name)
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\x00" * 64])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_damaged_weights_are_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(BadModel):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
