@@ -26,13 +26,12 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.files import read_json_object
 from sbtk_runtime.preprocess import Kind
-from sbtk_train.batches.strokes import render
 from sbtk_train.data.class_names import ClassNames
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import ImageSet, ImageSource
 from sbtk_train.data.more_images import open_class_map
 from sbtk_train.data.splits import Division, divide, open_split
-from sbtk_train.data.stroke_files import Drawing, read_stroke_file
+from sbtk_train.data.strokes import Drawing, read_stroke_file, render
 from sbtk_train.runs.checkpoint import RECORD
 
 _DRAWING_PX = 256

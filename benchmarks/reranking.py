@@ -32,7 +32,7 @@ from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import ImageSet
 from sbtk_train.data.more_images import open_class_map
 from sbtk_train.data.splits import Division, divide, open_split
-from sbtk_train.data.stroke_files import Drawing, read_stroke_file
+from sbtk_train.data.strokes import Drawing, read_stroke_file
 
 _PHOTOS_PER_CLASS = (1, 5, 10, 25)
 _DRAWINGS_PER_CLASS = 25

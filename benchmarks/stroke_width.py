@@ -34,7 +34,7 @@ from benchmarks.result import Result, print_result
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-    from sbtk_train.data.stroke_files import Drawing
+    from sbtk_train.data.strokes import Drawing
 
 _STATIC = Path(__file__).parents[1] / "sbtk_runtime" / "web" / "static"
 _ORIGIN = "http://sbtk.test"

@@ -16,9 +16,8 @@ import torch
 from sbtk_runtime.errors import BadData, BadImage
 from sbtk_runtime.images import read_image_bytes
 from sbtk_runtime.preprocess import CROPPED, Kind, Pixels, Preprocessing
-from sbtk_train.batches.strokes import find_frame, render, render_varied, trace
 from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, select_images
-from sbtk_train.data.stroke_files import Drawing, Strokes
+from sbtk_train.data.strokes import Drawing, Strokes, find_frame, render, render_varied, trace
 
 MAX_UNREADABLE_SHARE = 0.05
 MAX_CACHE_BYTES = 3 << 30

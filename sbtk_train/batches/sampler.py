@@ -10,7 +10,7 @@ import numpy as np
 
 from sbtk_runtime.errors import BadConfig
 from sbtk_train.data.image_set import ImageSet, Rows
-from sbtk_train.data.stroke_files import Drawing
+from sbtk_train.data.strokes import Drawing
 
 #: Sketches, and photos, of each class in a class-balanced batch.
 PER_CLASS = 2

@@ -23,7 +23,7 @@ from sbtk_train.data.class_names import (
     published_key,
     without_addition,
 )
-from sbtk_train.data.stroke_files import Drawing
+from sbtk_train.data.strokes import Drawing
 
 Rows = NDArray[np.int64]
 #: Where an image comes from: a file, or strokes that are rendered.

@@ -34,7 +34,7 @@ from sbtk_train.data.class_names import (
 from sbtk_train.data.dataset import describe_ignored
 from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, find_existing, scan
 from sbtk_train.data.splits import Division, LookAlike, Split, describe_look_alike, join_names
-from sbtk_train.data.stroke_files import read_stroke_file
+from sbtk_train.data.strokes import read_stroke_file
 
 STROKE_SUFFIX, LIST_SUFFIX = ".npz", ".txt"
 

@@ -19,7 +19,7 @@ from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import ImageSet, select_classes
 from sbtk_train.data.more_images import ClassMap, append_images, read_more
 from sbtk_train.data.splits import Division, Split
-from sbtk_train.data.stroke_files import Drawing
+from sbtk_train.data.strokes import Drawing
 from tests.tiny_data import polygon, write_dataset, write_strokes
 
 

@@ -17,7 +17,7 @@ from sbtk_train.data.more_images import (
     read_more,
 )
 from sbtk_train.data.splits import Division, Split, divide, open_split, split_names
-from sbtk_train.data.stroke_files import Drawing
+from sbtk_train.data.strokes import Drawing
 from tests.tiny_data import polygon, write_dataset, write_strokes
 
 SPLIT = Split("own", ("fence",))
