@@ -24,8 +24,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from sbtk_runtime.errors import BadConfig, SbtkError
-from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchShard
+from sbtk_train.batches.sampler import Batch, BatchShard
 from sbtk_train.models.student import Student
 
 #: Rank 0 may check a large data set or validate for a long time while the others wait.

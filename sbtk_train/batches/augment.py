@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sbtk_runtime.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from sbtk_train.batches.shards import BatchRng
+from sbtk_train.batches.sampler import BatchRng
 
 _SKETCH_TURN_DEGREES = 15.0
 _PHOTO_TURN_DEGREES = 8.0

@@ -17,8 +17,7 @@ from sbtk_train.batches.augment import (
     normalise_unit,
     scale_to_unit,
 )
-from sbtk_train.batches.sampler import Batch, sample_epoch, sample_shuffled
-from sbtk_train.batches.shards import BatchRngs
+from sbtk_train.batches.sampler import Batch, BatchRngs, sample_epoch, sample_shuffled
 from sbtk_train.compute import Compute
 from sbtk_train.config import DsnRecipe, TrainConfig
 from sbtk_train.data.image_set import ImageSet

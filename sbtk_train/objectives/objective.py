@@ -8,8 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchRngs, BatchShard
+from sbtk_train.batches.sampler import Batch, BatchRngs, BatchShard
 from sbtk_train.distributed import SINGLE_PROCESS, DistributedContext
 from sbtk_train.models.student import StudentOutput
 

@@ -11,11 +11,11 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_train.batches.augment import augment_photos, augment_sketches, normalise
 from sbtk_train.batches.sampler import (
     Batch,
+    BatchRngs,
     sample_class_balanced,
     sample_epoch,
     sample_quadruplets,
 )
-from sbtk_train.batches.shards import BatchRngs
 from sbtk_train.config import SbtknetRecipe
 from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.student import StudentOutput

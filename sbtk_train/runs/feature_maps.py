@@ -21,8 +21,7 @@ from sbtk_runtime.files import atomic_path
 from sbtk_runtime.preprocess import PREPROCESSING, Kind, Preprocessing
 from sbtk_train.batches.augment import augment_photos, augment_sketches, normalise
 from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchRng, BatchRngs, make_generator
+from sbtk_train.batches.sampler import Batch, BatchRng, BatchRngs, make_generator
 from sbtk_train.compute import Compute
 from sbtk_train.data.image_set import ImageSet, ImageSource, identify_source
 from sbtk_train.models.student import Student, domains_of

@@ -18,7 +18,7 @@ from sbtk_runtime.errors import BadConfig, BadModel, SbtkError
 from sbtk_runtime.files import sha256_of_file
 from sbtk_runtime.machine import keep_freed_memory
 from sbtk_runtime.preprocess import SIZE_PX
-from sbtk_train.batches.shards import BatchShard, make_generator
+from sbtk_train.batches.sampler import BatchShard, make_generator
 from sbtk_train.config import CONFIG_NAME, Recipe, TrainConfig
 from sbtk_train.data.splits import Division
 from sbtk_train.models.student import Student, StudentOutput, batch_domains

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sbtk_runtime.preprocess import Preprocessing
 from sbtk_train.batches.pixels import PixelStore, fits_in_memory
-from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchRngs, BatchShard
+from sbtk_train.batches.sampler import Batch, BatchRngs, BatchShard
 from sbtk_train.compute import Compute
 from sbtk_train.config import TrainConfig
 from sbtk_train.data.image_set import ImageSet

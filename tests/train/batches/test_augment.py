@@ -26,7 +26,7 @@ from sbtk_train.batches.augment import (
     sample_moves,
     warp,
 )
-from sbtk_train.batches.shards import BatchRng, make_generator
+from sbtk_train.batches.sampler import BatchRng, make_generator
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:

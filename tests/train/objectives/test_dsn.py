@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_train.batches.augment import normalise
-from sbtk_train.batches.shards import BatchRng, BatchRngs
+from sbtk_train.batches.sampler import BatchRng, BatchRngs
 from sbtk_train.compute import Compute
 from sbtk_train.config import DsnRecipe, Method, TrainConfig, make_recipe
 from sbtk_train.data.image_set import ImageSet

@@ -14,8 +14,7 @@ from sbtk_runtime.errors import BadConfig
 from sbtk_runtime.preprocess import CROPPED, WHOLE
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import load_pixels
-from sbtk_train.batches.sampler import Batch
-from sbtk_train.batches.shards import BatchRng, BatchRngs
+from sbtk_train.batches.sampler import Batch, BatchRng, BatchRngs
 from sbtk_train.compute import choose_compute
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.models.student import SbtknetStudent, domains_of

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sbtk_cli.main import main
 from sbtk_export.card import collect_facts
 from sbtk_runtime.preprocess import CROPPED, WHOLE
-from sbtk_train.batches.shards import make_generator
+from sbtk_train.batches.sampler import make_generator
 from sbtk_train.config import (
     CONFIG_NAME,
     RECIPES,
