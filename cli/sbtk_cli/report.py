@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,15 @@ from sbtk_runtime.files import count_text, printable_name
 
 if TYPE_CHECKING:
     from sbtk_cli.bench_data import Classes
+    from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.engines.base import EngineOptions
+    from sbtk_runtime.evaluation.bench.map import LabelledImages, LabelledSet
+    from sbtk_runtime.evaluation.report.ranked_sheet import EmbeddedImages, Panel
     from sbtk_runtime.evaluation.report.table import Format, ReportTable
+    from sbtk_runtime.manifest import BundleManifest
+    from sbtk_runtime.preprocess import Kind
 
+_RANDOM_QUERIES = 4
 
 split = click.option(
     "--split",
@@ -168,14 +175,13 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
             raise click.UsageError("Use only one of --query, --random and --worst.")
         _check_png(out)
         folder = require_data(data)
-        from sbtk_cli.report_runs import WantedQueries, rank_panels
         from sbtk_runtime.embedding.embedder import Embedder
         from sbtk_runtime.evaluation.report.ranked_sheet import draw_ranked_sheet
         from sbtk_runtime.files import atomic_path
 
-        wanted = WantedQueries(named, worst, random_count or WantedQueries.random, seed)
+        wanted = _WantedQueries(named, worst, random_count or _RANDOM_QUERIES, seed)
         with Embedder(model, engine_options) as embedder:
-            found = rank_panels(
+            panels, is_whole = _rank_panels(
                 embedder,
                 folder,
                 split,
@@ -186,10 +192,10 @@ def _figure_command(name: str, hits: int, is_generalised: bool, about: str) -> c
                 quiet=quiet,
             )
         with atomic_path(out) as temporary:
-            draw_ranked_sheet(found.panels).save(temporary, "PNG", optimize=True)
-        queries = len(found.panels[0].queries)
+            draw_ranked_sheet(panels).save(temporary, "PNG", optimize=True)
+        queries = len(panels[0].queries)
         output.notice(f"{printable_name(out)}: {hits} hits for {queries} sketches", quiet=quiet)
-        return 3 if found.unreadable else 0
+        return 0 if is_whole else 3
 
     return figure
 
@@ -264,8 +270,9 @@ def map_command(
     Sketches are circles, photos are crosses, and each class has a colour. Exit code 3: some images
     could not be read.
     """
+    import numpy as np
+
     from sbtk_cli.bench_plots import check_plottable, draw_embedding_map
-    from sbtk_cli.report_runs import embed_points
     from sbtk_runtime.embedding.embedder import Embedder
     from sbtk_runtime.evaluation.report import embedding_map
 
@@ -276,23 +283,29 @@ def map_command(
         embedding_map.require_umap()
     folder = require_data(data)
     with Embedder(model, engine_options) as embedder:
-        found = embed_points(
-            embedder, folder, split, classes, per_class=per_class, seed=seed, quiet=quiet
-        )
+        images = _load(embedder.bundle.manifest, folder, split, classes, quiet)
+        embedded = _embed_sample(embedder, images, per_class, seed, quiet)
+    rows = np.concatenate([part.rows for part in embedded.values()])
+    points = [
+        embedding_map.MapPoint(path, kind, name)
+        for kind, part in embedded.items()
+        for path, name in zip(part.paths, part.classes, strict=True)
+    ]
     planes: dict[embedding_map.Method, embedding_map.Plane] = {}
     shares = None
     if method != "umap":
-        planes["pca"], shares = embedding_map.project_pca(found.rows)
+        planes["pca"], shares = embedding_map.project_pca(rows)
     if method == "umap" or (method == "auto" and embedding_map.has_umap()):
-        planes["umap"] = embedding_map.project_umap(found.rows, seed)
-    embedding_map.write_coordinates(coordinates, found.points, planes)
-    draw_embedding_map(out, found.points, planes, title=found.title, pca_shares=shares)
+        planes["umap"] = embedding_map.project_umap(rows, seed)
+    embedding_map.write_coordinates(coordinates, points, planes)
+    title = f"{embedder.model_id}: {images.of}"
+    draw_embedding_map(out, points, planes, title=title, pca_shares=shares)
     output.notice(
-        f"{printable_name(out)}: {count_text(len(found.points), 'embedding')} by "
+        f"{printable_name(out)}: {count_text(len(points), 'embedding')} by "
         f"{' and '.join(planes)}; coordinates in {printable_name(coordinates)}",
         quiet=quiet,
     )
-    return 3 if found.unreadable else 0
+    return 3 if any(part.unreadable for part in embedded.values()) else 0
 
 
 _results = click.argument("results", nargs=-1, type=options.PATH)
@@ -405,6 +418,143 @@ def _emit_table(table: ReportTable, form: Format, out: Path | None, quiet: bool)
         for warning in table.warnings:
             output.notice(f"warning: {warning}", quiet=quiet)
     return 0
+
+
+@dataclass(frozen=True)
+class _WantedQueries:
+    """The query sketches: named ones, or else the `worst`, or else `random` ones."""
+
+    named: tuple[Path, ...]
+    worst: int | None
+    random: int
+    seed: int
+
+    def choose(self, sketches: LabelledImages) -> list[int] | None:
+        """Return the indices of the query sketches; `None` if all have to be tried."""
+        from sbtk_runtime.evaluation.report.ranked_sheet import draw_queries, find_queries
+
+        if self.named:
+            return find_queries(sketches, self.named)
+        if self.worst is not None:
+            return None
+        return draw_queries(len(sketches.paths), self.random, self.seed)
+
+
+def _rank_panels(
+    embedder: Embedder,
+    data: Path,
+    split: str | None,
+    classes: Classes,
+    wanted: _WantedQueries,
+    *,
+    hits: int,
+    with_generalised: bool,
+    quiet: bool,
+) -> tuple[list[Panel], bool]:
+    """Search for sketches of a data set, and return the panels of a figure.
+
+    Args:
+        embedder: of the model.
+        data: folder of the data set.
+        split: split that defines the unseen classes; by default the model's own.
+        classes: `unseen` or `validation`.
+        wanted: the query sketches.
+        hits: number of photos for each sketch.
+        with_generalised: whether to add a panel with the photos of seen classes in the gallery.
+        quiet: print no progress and no notices.
+
+    Returns:
+        The panels, and whether all images could be read.
+
+    Raises:
+        BadData: no images of the classes, photos of a single class, or no photos of seen classes
+            for the second panel.
+    """
+    from sbtk_cli.bench_data import load_labelled_set
+    from sbtk_runtime.evaluation.protocol import Protocol, require_contrast
+    from sbtk_runtime.evaluation.report.ranked_sheet import (
+        compute_average_precisions,
+        find_worst_queries,
+        make_panel,
+        select_images,
+    )
+
+    manifest = embedder.bundle.manifest
+    images = _load(manifest, data, split, classes, quiet)
+    gallery = images.photos
+    if with_generalised:
+        generalised = Protocol(setting="generalised-all")
+        gallery = load_labelled_set(data, manifest, split, classes, generalised).photos
+        if len(gallery.paths) == len(images.photos.paths):
+            raise BadData(
+                "the data set has no photos of seen classes",
+                "photos of seen classes for the second panel",
+                "omit that panel: --no-generalised",
+            )
+    require_contrast(images.sketches.labels, images.photos.labels, images.photos.classes)
+    chosen = wanted.choose(images.sketches)
+    sketches = images.sketches if chosen is None else select_images(images.sketches, chosen)
+    queries = _embed(embedder, sketches, "sketch", quiet)
+    every = _embed(embedder, gallery, "photo", quiet)
+    is_whole = not (queries.unreadable or every.unreadable)
+    measured = set(images.photos.classes)
+    own = every.select([row for row, name in enumerate(every.classes) if name in measured])
+    if chosen is None:
+        queries = queries.select(
+            find_worst_queries(compute_average_precisions(queries, own), wanted.worst or 1)
+        )
+    galleries = {f"Zero-shot: {len(own.paths):,} photos of {images.of}": own}
+    if with_generalised:
+        names = len(set(every.classes))
+        galleries[f"Generalised: {len(every.paths):,} photos of {names} classes"] = every
+    panels = [make_panel(title, queries, part, hits) for title, part in galleries.items()]
+    return panels, is_whole
+
+
+def _load(
+    manifest: BundleManifest, data: Path, split: str | None, classes: Classes, quiet: bool
+) -> LabelledSet:
+    """Return the images of the classes, after printing their notices."""
+    from sbtk_cli.bench_data import load_labelled_set
+
+    images = load_labelled_set(data, manifest, split, classes)
+    for text in images.notices:
+        output.notice(text, quiet=quiet)
+    return images
+
+
+def _embed_sample(
+    embedder: Embedder, images: LabelledSet, per_class: int, seed: int, quiet: bool
+) -> dict[Kind, EmbeddedImages]:
+    """Embed at most `per_class` sketches and photos of each class, in order."""
+    import numpy as np
+
+    from sbtk_runtime.evaluation.report.ranked_sheet import select_images
+
+    def sample(part: LabelledImages) -> LabelledImages:
+        random = np.random.default_rng(seed)
+        labels = np.asarray(part.labels, dtype=np.int64)
+        kept: list[int] = []
+        for label in np.unique(labels):
+            places = np.flatnonzero(labels == label)
+            count = min(per_class, len(places))
+            kept += sorted(random.choice(places, count, replace=False).tolist())
+        return select_images(part, kept)
+
+    return {
+        "sketch": _embed(embedder, sample(images.sketches), "sketch", quiet),
+        "photo": _embed(embedder, sample(images.photos), "photo", quiet),
+    }
+
+
+def _embed(embedder: Embedder, images: LabelledImages, kind: Kind, quiet: bool) -> EmbeddedImages:
+    from sbtk_runtime.evaluation.report.ranked_sheet import embed_labelled
+
+    with output.progress(f"{kind}s", quiet=quiet) as advance:
+        found = embed_labelled(embedder, images, kind, advance)
+    for line in found.unreadable:
+        output.notice(f"skipped {line}", quiet=quiet)
+    return found
 
 
 for _command in (*_table_commands, *_figure_commands):
