@@ -181,7 +181,7 @@ def bundle_embedder(model: Path | None) -> Embed:
 def _torch_embedder(folder: Path) -> Embed:
     from sbtk_train.compute import choose_compute
     from sbtk_train.runs.checkpoint import load_run
-    from sbtk_train.runs.evaluate import make_pixel_embedder
+    from sbtk_train.runs.sources import make_pixel_embedder
 
     run = load_run(folder)
     by_torch = make_pixel_embedder(

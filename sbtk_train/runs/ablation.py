@@ -53,14 +53,13 @@ from sbtk_train.models.student import Student
 from sbtk_train.progress import Listener, Notify
 from sbtk_train.runs.checkpoint import LAST, RECORD, STUDENT, load_run
 from sbtk_train.runs.context import load_division
-from sbtk_train.runs.evaluate import (
+from sbtk_train.runs.evaluate import limit_photos
+from sbtk_train.runs.run import train
+from sbtk_train.runs.sources import (
     Embed,
-    limit_photos,
-    make_feature_map_embedder,
+    FeatureMaps,
     make_pixel_embedder,
 )
-from sbtk_train.runs.feature_maps import FeatureMaps
-from sbtk_train.runs.run import train
 
 #: Marks a finished run; others are resumed.
 DONE = "done.json"
@@ -565,7 +564,7 @@ def _embed(
         *(Path(base.feature_folder), student, base.freeze_until, size, preprocessing),
         *(compute, base.workers, notify),
     )
-    return make_feature_map_embedder(compute, maps)
+    return maps.embed
 
 
 def _log(

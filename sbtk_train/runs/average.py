@@ -35,7 +35,8 @@ from sbtk_train.models.student import SbtknetStudent, Student, batch_domains
 from sbtk_train.progress import Notify
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, TrainedRun, load_run, save_student
 from sbtk_train.runs.context import load_division
-from sbtk_train.runs.evaluate import SELECTION_METRICS, make_pixel_embedder, validate
+from sbtk_train.runs.evaluate import SELECTION_METRICS, validate
+from sbtk_train.runs.sources import make_pixel_embedder
 
 #: What students must share for the mean of their weights to mean anything.
 _OF_CONFIG = ("method", "backbone", "dim", "division_seed")

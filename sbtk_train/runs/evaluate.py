@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import fit_itq
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.evaluation.protocol import Measure
-from sbtk_runtime.preprocess import SIZE_PX, Kind, Preprocessing
-from sbtk_train.batches.augment import normalise
-from sbtk_train.batches.pixels import PixelStore
-from sbtk_train.compute import Compute
 from sbtk_train.config import Selection
-from sbtk_train.data.image_set import ImageSet, ImageSource, Rows, select_images
+from sbtk_train.data.image_set import ImageSet, Rows, select_images
 from sbtk_train.data.splits import Division
-from sbtk_train.models.student import Student, domains_of
-from sbtk_train.runs.feature_maps import FeatureMaps
+from sbtk_train.models.student import Student
+from sbtk_train.runs.sources import Embed
 
-_BATCH = 32
 #: Photos of each training class in the gallery for held-out sketches.
 HELD_OUT_PHOTOS_PER_CLASS = 5
 #: DSN validates on 300 batches of 48 training photos.
@@ -39,54 +29,6 @@ SELECTION_METRICS: dict[Selection, str | None] = {
     "held-out-accuracy": "held_out_accuracy",
     "last": None,
 }
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A student's outputs for N images.
-
-    Attributes:
-        rows: `(N, D) float32` unit rows.
-        predicted: `(N,) int64`, the training class with the highest logit.
-    """
-
-    rows: NDArray[np.float32]
-    predicted: Rows
-
-
-#: Embeds image files of one kind, in their order.
-Embed = Callable[[Student, Sequence[ImageSource], Kind], Embedded]
-
-
-def make_pixel_embedder(preprocessing: Preprocessing, compute: Compute, workers: int) -> Embed:
-    """Return a function that embeds image files at 224 px, the runtime's size."""
-
-    def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
-        pixels = PixelStore(paths, kind, SIZE_PX, preprocessing, workers=workers, keep=False)
-        with contextlib.closing(pixels) as store:
-
-            def inputs(rows: range) -> torch.Tensor:
-                return normalise(store.batch(rows).to(compute.device))
-
-            return _embedded(student, len(paths), kind, compute, inputs, "")
-
-    return embed
-
-
-def make_feature_map_embedder(compute: Compute, maps: FeatureMaps) -> Embed:
-    """Return a function that embeds image files through cached feature maps of frozen stages."""
-
-    def embed(student: Student, paths: Sequence[ImageSource], kind: Kind) -> Embedded:
-        kept = maps.of(paths, kind)
-
-        def inputs(rows: range) -> torch.Tensor:
-            values = torch.from_numpy(np.array(kept[rows.start : rows.stop, 0]))
-            values = values.to(compute.device).float()
-            return values.contiguous(memory_format=torch.channels_last)
-
-        return _embedded(student, len(paths), kind, compute, inputs, maps.begin)
-
-    return embed
 
 
 def score(student: Student, data: ImageSet, embed: Embed) -> dict[str, float]:
@@ -151,29 +93,6 @@ def validate(
     if selection == "held-out-bits":
         figures["held_out_bits_map"] = _bits_map(student, held_out, sketches.rows, embed)
     return figures
-
-
-def _embedded(
-    student: Student,
-    count: int,
-    kind: Kind,
-    compute: Compute,
-    inputs: Callable[[range], torch.Tensor],
-    begin: str,
-) -> Embedded:
-    was_training = student.training
-    student.eval()
-    rows, predicted = [], []
-    with torch.inference_mode():
-        for start in range(0, count, _BATCH):
-            part = range(start, min(start + _BATCH, count))
-            domains = domains_of(kind, len(part), compute.device)
-            with compute.autocast():
-                output = student(inputs(part), domains, begin)
-            rows.append(output.embedding.cpu().numpy())
-            predicted.append(output.class_logits.argmax(1).cpu().numpy())
-    student.train(was_training)
-    return Embedded(np.concatenate(rows), np.concatenate(predicted))
 
 
 def _bits_map(

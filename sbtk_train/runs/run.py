@@ -45,8 +45,9 @@ from sbtk_train.runs.checkpoint import (
     save_student,
 )
 from sbtk_train.runs.context import TrainingContext, build_context
-from sbtk_train.runs.evaluate import SELECTION_METRICS, make_pixel_embedder, score
+from sbtk_train.runs.evaluate import SELECTION_METRICS, score
 from sbtk_train.runs.loop import Trainer
+from sbtk_train.runs.sources import make_pixel_embedder
 
 METRICS = "metrics.csv"
 _VERSIONS_OF = ("sbtk", "torch", "torchvision", "numpy", "pillow", "safetensors")

@@ -15,7 +15,7 @@ from sbtk_runtime.preprocess import CROPPED, WHOLE, Kind, Preprocessing
 from sbtk_train.compute import Compute, choose_compute
 from sbtk_train.models.student import Student
 from sbtk_train.runs.checkpoint import load_run
-from sbtk_train.runs.evaluate import make_pixel_embedder
+from sbtk_train.runs.sources import make_pixel_embedder
 from tests.tiny_student import write_textures
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow_resnet18")]

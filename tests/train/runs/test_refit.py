@@ -12,9 +12,10 @@ from sbtk_runtime.preprocess import CROPPED
 from sbtk_train.compute import choose_compute
 from sbtk_train.runs.checkpoint import RECORD, STUDENT, load_run
 from sbtk_train.runs.context import build_context
-from sbtk_train.runs.evaluate import make_pixel_embedder, score
+from sbtk_train.runs.evaluate import score
 from sbtk_train.runs.loop import Trainer
 from sbtk_train.runs.run import train
+from sbtk_train.runs.sources import make_pixel_embedder
 from tests.train.runs.test_run import run, tiny_config
 
 pytestmark = pytest.mark.slow

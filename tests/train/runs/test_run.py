@@ -21,9 +21,10 @@ from sbtk_train.config import SbtknetRecipe, TrainConfig, make_recipe, read_conf
 from sbtk_train.progress import EpochDone, StepDone
 from sbtk_train.runs.checkpoint import STUDENT, load_run, load_state, newest_run
 from sbtk_train.runs.context import build_context
-from sbtk_train.runs.evaluate import make_pixel_embedder, score
+from sbtk_train.runs.evaluate import score
 from sbtk_train.runs.loop import Trainer, TrainingDiverged
 from sbtk_train.runs.run import new_run_folder, train
+from sbtk_train.runs.sources import make_pixel_embedder
 from tests.freed_memory import NEEDS_GLIBC, cleared_bytes
 from tests.tiny_data import polygon, quick_config, write_dataset, write_strokes
 

@@ -19,8 +19,11 @@ from sbtk_train.compute import choose_compute
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.models.student import SbtknetStudent, domains_of
 from sbtk_train.runs.checkpoint import RECORD, STUDENT
-from sbtk_train.runs.evaluate import make_feature_map_embedder, make_pixel_embedder
-from sbtk_train.runs.feature_maps import FeatureMaps, FeatureSource
+from sbtk_train.runs.sources import (
+    FeatureMaps,
+    FeatureSource,
+    make_pixel_embedder,
+)
 from tests.train.runs.test_run import run, tiny_config
 
 SIZE_PX = 224
@@ -129,7 +132,7 @@ def test_copies_differ_and_views_of_an_image_are_different_copies(
     maps = maps_in(tmp_path, student, [])
     kept = maps.of(images.sketches, "sketch", 3)
     assert not np.array_equal(kept[0, 0], kept[0, 1])
-    source = FeatureSource(images, maps, 3, 2, choose_compute("cpu", "fp32"))
+    source = FeatureSource(images, maps, 3, 2)
     rows = Batch(np.array([0, 5]), np.array([2]))
     generator = torch.Generator().manual_seed(3)
     draws = BatchRngs(BatchRng(generator, 2), BatchRng(generator, 1))
@@ -151,7 +154,7 @@ def test_embeddings_from_feature_maps_equal_those_from_pixels(
 ) -> None:
     compute, photos = choose_compute("cpu", "fp32"), read_dataset(data).photos[:2]
     maps = maps_in(tmp_path, student, [], SIZE_PX)
-    kept = make_feature_map_embedder(compute, maps)(student, photos, "photo")
+    kept = maps.embed(student, photos, "photo")
     whole = make_pixel_embedder(CROPPED, compute, 2)(student, photos, "photo")
     np.testing.assert_allclose(kept.rows, whole.rows, atol=2e-3)
     np.testing.assert_array_equal(kept.predicted, whole.predicted)
