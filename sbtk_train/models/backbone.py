@@ -13,8 +13,6 @@ Initially the domain has no effect: its weights are zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,8 +144,19 @@ def measure_drift(trunk: nn.Module, photos: Tensor) -> float:
         drift = (means - module.running_mean) ** 2 / (module.running_var + module.eps)
         drifts.append(drift.mean())
 
-    with _hook_batch_norms(trunk, compare), torch.inference_mode():
-        trunk(photos)
+    handles = [
+        module.register_forward_pre_hook(compare)
+        for module in trunk.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    was_training = trunk.training
+    try:
+        with torch.inference_mode():
+            trunk.eval()(photos)
+    finally:
+        trunk.train(was_training)
+        for handle in handles:
+            handle.remove()
     return float(torch.stack(drifts).mean())
 
 
@@ -172,23 +181,6 @@ def choose_layout(
         load_trunk(trunk, tensors, path)
         drifts[layout] = measure_drift(trunk.eval(), photos)
     return min(drifts, key=lambda name: drifts[name]), drifts
-
-
-@contextmanager
-def _hook_batch_norms(trunk: nn.Module, hook: object) -> Iterator[None]:
-    handles = [
-        module.register_forward_pre_hook(hook)  # type: ignore[arg-type]
-        for module in trunk.modules()
-        if isinstance(module, nn.BatchNorm2d)
-    ]
-    was_training = trunk.training
-    trunk.eval()
-    try:
-        yield
-    finally:
-        trunk.train(was_training)
-        for handle in handles:
-            handle.remove()
 
 
 class ConditionalSE(nn.Module):
