@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -69,7 +70,10 @@ class WorkQueue:
         # When each busy thread began its job.
         self._started: dict[int, float] = {}
         self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # Of the threads that wait, the last to have worked comes last: it is woken first, since
+        # what it needs is still in the processor's caches.
+        self._idle: list[threading.Condition] = []
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
@@ -89,18 +93,20 @@ class WorkQueue:
     def submit_to(self, batch: Batch[Item, Result], item: Item) -> Future[Result]:
         """Return the future result of `batch` for `item`.
 
-        A thread takes the oldest job and, if it belongs to a batch, other items that wait for the
-        same batch. If a call with several items fails, each is tried again on its own.
+        A thread takes the oldest job and, if it belongs to a batch, its share of the items that
+        wait for the same batch: idle threads divide them. If a call with several items fails, each
+        is tried again on its own.
 
         Raises:
             Busy: too many jobs wait, or the queue is closed.
         """
         job = _Job(batch, item, Future())
-        with self._changed:
+        with self._lock:
             if self._is_closed or len(self._jobs) >= self._waiting:
                 raise Busy("the server is overloaded", "", "try again in a second")
             self._jobs.append(job)
-            self._changed.notify()
+            if self._idle:
+                self._idle.pop().notify()
         job.future.add_done_callback(self._remove_cancelled)
         return job.future
 
@@ -115,7 +121,7 @@ class WorkQueue:
 
         The queue is stuck while every thread has been busy with its job for `stuck_after_s`.
         """
-        with self._changed:
+        with self._lock:
             if len(self._started) < len(self._threads):
                 return 0.0
             busy_s = time.monotonic() - max(self._started.values())
@@ -123,10 +129,11 @@ class WorkQueue:
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> bool:
         """Cancel the jobs that wait, and return whether the running jobs ended in time."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             jobs, self._jobs = self._jobs, deque()
-            self._changed.notify_all()
+            while self._idle:
+                self._idle.pop().notify()
         for job in jobs:
             job.future.cancel()
         end = time.monotonic() + timeout_s
@@ -136,21 +143,24 @@ class WorkQueue:
 
     def _remove_cancelled(self, future: Future[Any]) -> None:
         if future.cancelled():
-            with self._changed:
+            with self._lock:
                 self._jobs = deque(job for job in self._jobs if job.future is not future)
 
     def _work(self) -> None:
+        wake = threading.Condition(self._lock)
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._is_closed)
-                if not self._jobs:
-                    return
+            with self._lock:
+                while not self._jobs:
+                    if self._is_closed:
+                        return
+                    self._idle.append(wake)
+                    wake.wait()
                 jobs = self._take()
                 self._started[threading.get_ident()] = time.monotonic()
             try:
                 _run([job for job in jobs if job.future.set_running_or_notify_cancel()])
             finally:
-                with self._changed:
+                with self._lock:
                     del self._started[threading.get_ident()]
             # A thread that waits must not keep an image in memory, nor a result's open file.
             del jobs
@@ -160,10 +170,13 @@ class WorkQueue:
         batch = self._jobs[0].batch
         if batch.max_items == 1:
             return [self._jobs.popleft()]
+        idle = len(self._threads) - len(self._started)
+        share = math.ceil(sum(job.batch is batch for job in self._jobs) / idle)
+        most = min(share, batch.max_items)
         taken: list[_Job] = []
         left: deque[_Job] = deque()
         for job in self._jobs:
-            is_taken = job.batch is batch and len(taken) < batch.max_items
+            is_taken = job.batch is batch and len(taken) < most
             (taken if is_taken else left).append(job)
         self._jobs = left
         return taken

@@ -26,6 +26,7 @@ from sbtk_runtime.engines.base import (
     Notify,
     no_notify,
 )
+from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import BadGallery, ModelMismatch, SbtkError
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
@@ -177,7 +178,9 @@ class Service:
                 on_published=self._refresh,
             )
         self.is_stopping: Callable[[], bool] = lambda: False
-        self.uploads = Uploads(MAX_QUERIES, bundle.preprocessing, self.require_engine)
+        self.uploads = Uploads(
+            MAX_QUERIES, bundle.preprocessing, self.require_engine, self._open_lanes
+        )
         self.searches = WorkQueue("search", workers=2, waiting=MAX_QUERIES)
         self.reads = WorkQueue("read", workers=2, waiting=MAX_READS)
         self.thumbnails = WorkQueue("thumbnail", workers=2, waiting=MAX_READS)
@@ -394,6 +397,17 @@ class Service:
             embedder.close()
             raise
         self._embedder = embedder
+
+    def _open_lanes(self, lanes: int) -> Engine | None:
+        info = self.require_engine().info
+        options = replace(
+            self._options, engine=info.name, precision=info.precision, device=info.device
+        )
+        try:
+            return open_engine(self.bundle, options, lanes=lanes)
+        except (SbtkError, MemoryError) as problem:
+            self._notify(f"queries of several clients take turns on the engine: {problem}")
+            return None
 
     def _refresh(self) -> None:
         if isinstance(self._gallery, FollowedGallery):

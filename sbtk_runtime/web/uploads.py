@@ -8,23 +8,22 @@ are limited in time and memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email
 import email.message
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from sbtk_runtime.embedding.stream import BAD_ROW, MemoryBudget
-from sbtk_runtime.engines.base import Engine
-from sbtk_runtime.engines.registry import validate_embeddings
+from sbtk_runtime.engines.registry import Embeddings, Engine, Images, validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage, SbtkError
 from sbtk_runtime.image_limits import SIGNATURES
 from sbtk_runtime.images import MAX_DECODE_BYTES, OpenImage
@@ -61,12 +60,12 @@ COSTLY_BYTES = 224 << 20
 
 #: Uploads that the engine embeds together. More would delay the next ones.
 QUERY_BATCH = 4
+#: Batches that the engine runs at once, each on its share of a CPU's threads.
+_LANES = 2
 
 _SMALL_WORKERS, _COSTLY_WORKERS = 8, 2
 # In a flood, many threads share few cores: a job may take long without being stuck.
 _STUCK_AFTER_S = 30.0
-
-Embeddings = NDArray[np.float32]
 
 
 def is_accepted(content_type: str) -> bool:
@@ -152,7 +151,9 @@ class Uploads:
     Args:
         waiting: the most uploads that wait in a queue.
         preprocessing: of the model that embeds them.
-        engine: returns the engine of that model.
+        engine: returns the engine of that model, which uses all threads for a batch.
+        open_lanes: opens that engine with so many lanes, for batches at the same time; returns
+            `None` if it cannot.
 
     Attributes:
         small: the queue for decoding all uploads.
@@ -161,17 +162,21 @@ class Uploads:
     """
 
     def __init__(
-        self, waiting: int, preprocessing: Preprocessing, engine: Callable[[], Engine]
+        self,
+        waiting: int,
+        preprocessing: Preprocessing,
+        engine: Callable[[], Engine],
+        open_lanes: Callable[[int], Engine | None],
     ) -> None:
         self._preprocessing = preprocessing
-        self._engine = engine
+        self._engine = _SharedEngine(engine, open_lanes)
         self.small = WorkQueue(
             "upload", workers=_SMALL_WORKERS, waiting=waiting, stuck_after_s=_STUCK_AFTER_S
         )
         self.costly = WorkQueue(
             "costly-upload", workers=_COSTLY_WORKERS, waiting=waiting, stuck_after_s=_STUCK_AFTER_S
         )
-        self.queries = WorkQueue("query", workers=1, waiting=waiting)
+        self.queries = WorkQueue("query", workers=_LANES, waiting=waiting)
         self._batches: dict[Kind, Batch[Pixels, Embeddings]] = {
             kind: Batch(partial(self._embed, kind), QUERY_BATCH) for kind in KINDS
         }
@@ -215,6 +220,7 @@ class Uploads:
         Decoding ends within `timeout_s` seconds, or goes on in the background.
         """
         is_idle = self.queries.close()
+        self._engine.close(is_idle=is_idle)
         self.small.close(timeout_s)
         self.costly.close(timeout_s)
         return is_idle
@@ -234,8 +240,54 @@ class Uploads:
             return _prepare_opened(image, kind, self._preprocessing)
 
     def _embed(self, kind: Kind, pixels: Sequence[Pixels]) -> list[Embeddings | Exception]:
-        rows, is_bad = validate_embeddings(self._engine().run(np.stack(pixels), kind))
+        rows, is_bad = validate_embeddings(self._engine.run(np.stack(pixels), kind))
         return [BadImage(BAD_ROW) if bad else row for row, bad in zip(rows, is_bad, strict=True)]
+
+
+class _SharedEngine:
+    """Gives a batch all threads while it is alone, and several at once a lane each.
+
+    A batch on all threads waits, layer by layer, for whichever thread decodes an upload or searches
+    in between. Lanes do not wait for each other, but one batch alone would take twice as long. They
+    are opened in the background when batches first overlap, so a single user does not pay for
+    them.
+    """
+
+    def __init__(
+        self, whole: Callable[[], Engine], open_lanes: Callable[[int], Engine | None]
+    ) -> None:
+        self._whole = whole
+        self._open_lanes = open_lanes
+        self._lanes: Engine | None = None
+        self._opening: threading.Thread | None = None
+        self._running = 0
+        self._lock = threading.Lock()
+
+    def run(self, images: Images, kind: Kind) -> Embeddings:
+        """Return what `Engine.run` returns."""
+        whole = self._whole()
+        with self._lock:
+            self._running += 1
+            engine = whole if self._running == 1 else self._lanes
+            can_have_lanes = whole.info.device == "cpu" and whole.info.threads >= _LANES
+            if engine is None and self._opening is None and can_have_lanes:
+                self._opening = threading.Thread(target=self._open, name="lanes", daemon=True)
+                self._opening.start()
+        try:
+            return (engine or whole).run(images, kind)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def close(self, *, is_idle: bool) -> None:
+        """Close the lanes; leave them open if they still run, since that would end the process."""
+        if self._opening is not None:
+            self._opening.join()
+        if self._lanes is not None and is_idle:
+            self._lanes.close()
+
+    def _open(self) -> None:
+        self._lanes = self._open_lanes(_LANES)
 
 
 def _prepare_if_small(
@@ -316,7 +368,7 @@ class BodyReader:
         """The bytes of bodies in memory."""
         return self._held_bytes
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
         """Yield the complete body, which counts until the block ends.
 

@@ -93,6 +93,22 @@ def test_waiting_items_run_as_a_batch_and_other_jobs_keep_their_place() -> None:
     assert queue.close()
 
 
+def test_idle_threads_share_what_waits_for_a_batch() -> None:
+    both_run = threading.Barrier(2)
+
+    def run(items: Sequence[int]) -> list[int | Exception]:
+        # Only ends if the other thread has a part of the items, too.
+        both_run.wait(20)
+        return [item + 1 for item in items]
+
+    queue = WorkQueue("shared", workers=2, waiting=8)
+    for _ in range(50):
+        batch = Batch(run, 8)
+        jobs = [queue.submit_to(batch, number) for number in range(2)]
+        assert [job.result(20) for job in jobs] == [1, 2]
+    assert queue.close()
+
+
 def test_an_item_that_fails_a_whole_batch_fails_alone(queue: WorkQueue, gate: Gate) -> None:
     def run(items: Sequence[int]) -> list[float | Exception]:
         return [1 / item for item in items]

@@ -34,6 +34,7 @@ from sbtk_runtime.web.uploads import (
     Upload,
     _prepare_if_small,
     _prepare_opened,
+    _SharedEngine,
 )
 from tests.serve_client import png, query, resident_bytes, sketch_png
 from tests.serve_process import ServeProcess
@@ -181,6 +182,50 @@ def test_an_upload_has_the_embedding_of_a_file(tmp_path: Path, workplace: Workpl
         assert isinstance(upload, Upload) and upload.kind == "sketch"
         assert np.array_equal(upload.prepared.pixels, prepared.pixels)
         assert np.array_equal(row, embedder.embed_prepared(prepared.pixels, "sketch"))
+
+
+def test_queries_that_overlap_get_lanes_and_the_embeddings_of_all_threads(
+    workplace: Workplace,
+) -> None:
+    bundle = Bundle.open(workplace.bundle)
+    uploads = [
+        Upload(prepare(png, "sketch"), "sketch") for png in (sketch_png(), sketch_png(seed=1))
+    ]
+    with Embedder(bundle, engine="onnxruntime", threads=2) as embedder:
+        rows = [embedder.embed_prepared(each.prepared.pixels, "sketch") for each in uploads]
+    with Service(workplace.gallery, bundle, EngineOptions("onnxruntime", threads=2)) as service:
+        service.loaded.result(60)
+        assert np.allclose(service.uploads.embed(uploads[0]).result(20), rows[0], atol=1e-5)
+        assert not lanes_of(service), "a query alone opens no lanes"
+        for _ in range(200):
+            jobs = [service.uploads.embed(uploads[number % 2]) for number in range(12)]
+            found = [job.result(20) for job in jobs]
+            assert np.allclose(found, [*rows] * 6, atol=1e-5)
+            if lanes_of(service):
+                break
+        assert lanes_of(service) == 2
+        found = [job.result(20) for job in map(service.uploads.embed, uploads * 6)]
+        assert np.allclose(found, [*rows] * 6, atol=1e-5)
+
+
+def lanes_of(service: Service) -> int:
+    lanes = service.uploads._engine._lanes
+    return lanes.info.lanes if lanes is not None else 0
+
+
+@pytest.mark.parametrize(("threads", "tries"), [(1, 0), (2, 1)])
+def test_without_lanes_batches_take_turns(workplace: Workplace, threads: int, tries: int) -> None:
+    """One thread cannot be divided, and lanes that do not open are not tried again."""
+    asked: list[int] = []
+    pixels = prepare(sketch_png(), "sketch").pixels[None]
+    with Embedder(workplace.bundle, engine="onnxruntime", threads=threads) as embedder:
+        expected = embedder.embed_images(pixels, "sketch")
+        engine = _SharedEngine(lambda: embedder.engine, asked.append)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: engine.run(pixels, "sketch"), range(16)))
+        engine.close(is_idle=True)
+    assert np.allclose(found, expected, atol=1e-5)
+    assert len(asked) == tries
 
 
 def scope(**headers: str) -> Scope:
