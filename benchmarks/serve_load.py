@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from benchmarks.commands import ROOT, resident_bytes
 from benchmarks.result import Result, percentiles, print_result
 from benchmarks.serving import Server, make_parser, serve_checkouts, serve_gallery
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.engines.base import Images
+from sbtk_runtime.engines.base import Engine, EngineOptions, Images
 from sbtk_runtime.generated_inputs import generate_sketches
 
 _GIVEN_UP_S = 120.0
@@ -118,11 +119,15 @@ def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, n
     core_ms: dict[str, list[float]] = {}
     client_ms: list[float] = []
     info = servers[next(iter(servers))].health()["engine"]
-    with Embedder(model, engine=info["name"], precision=info["precision"]) as embedder:
+    chosen = EngineOptions(info["name"], info["precision"])
+    with Embedder(model, chosen) as embedder, Embedder(model, chosen, lazy=True) as with_lanes:
         prepared = [embedder.bundle.preprocessing.prepare(each, "sketch") for each in sketches]
         pixels = [each.pixels[None] for each in prepared]
         for number in range(rounds + 1):  # the first round is for warm-up
-            turns = [("the engine alone", _engine_turn(embedder, pixels))]
+            turns = [
+                ("the engine alone", _engine_turn(embedder.engine, pixels)),
+                ("the engine alone, a lane per thread", _engine_turn(with_lanes.engine, pixels)),
+            ]
             for name, server in servers.items():
                 for clients in _STEADY_CLIENTS:
                     cpu_begun = time.process_time()
@@ -154,19 +159,26 @@ def measure_steady(servers: dict[str, Server], model: str | None, rounds: int, n
             f"medians of {rounds} interleaved rounds of {_TURN_S:g} s each; shares are medians of "
             "the ratios within a round",
             f"{info['name']} {info['version']}, {info['precision']}, {info['threads']} threads; "
-            "the engine alone embeds prepared sketches one at a time",
+            "the engine alone embeds prepared sketches, one in each lane",
             f"gallery of {note}; 24 hits each; the clients run on the same cores, where they take "
             f"{statistics.median(client_ms):.2f} core-ms per query",
         ],
     )
 
 
-def _engine_turn(embedder: Embedder, pixels: list[Images]) -> tuple[int, float, float]:
-    """Run the engine for a turn; return queries, seconds and CPU seconds."""
-    begun, cpu_begun, queries = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - begun < _TURN_S:
-        embedder.embed_images(pixels[queries % len(pixels)], "sketch")
-        queries += 1
+def _engine_turn(engine: Engine, pixels: list[Images]) -> tuple[int, float, float]:
+    """Run all lanes of the engine for a turn; return queries, seconds and CPU seconds."""
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+
+    def run(first: int) -> int:
+        queries = first
+        while time.perf_counter() - begun < _TURN_S:
+            engine.run(pixels[queries % len(pixels)], "sketch")
+            queries += 1
+        return queries - first
+
+    with ThreadPoolExecutor() as pool:
+        queries = sum(pool.map(run, range(engine.info.lanes)))
     return queries, time.perf_counter() - begun, time.process_time() - cpu_begun
 
 
