@@ -134,7 +134,7 @@ def command(
 
 
 def _list(store: RemoteStore, *, as_json: bool) -> int:
-    from sbtk_runtime.gallery.sources import list_sources
+    from sbtk_runtime.gallery.remote_sources import list_sources
 
     for source in list_sources(store):
         if as_json:
@@ -152,7 +152,7 @@ def _list(store: RemoteStore, *, as_json: bool) -> int:
 
 def _remove(store: RemoteStore, name: str, *, is_sure: bool, as_json: bool, quiet: bool) -> int:
     from sbtk_runtime.gallery.remote import MOST_COUNTED
-    from sbtk_runtime.gallery.sources import count_source, remove_source
+    from sbtk_runtime.gallery.remote_sources import count_source, remove_source
 
     source = count_source(store, name)
     photos = source.photos

@@ -47,9 +47,9 @@ from sbtk_runtime.gallery.remote import (
     photo_id,
     same_source,
 )
+from sbtk_runtime.gallery.remote_sources import Source, list_sources
 from sbtk_runtime.gallery.rows import Vectors
 from sbtk_runtime.gallery.schema import catalogue_errors
-from sbtk_runtime.gallery.sources import Source, list_sources
 from sbtk_runtime.manifest import PhotoShard
 
 #: Called with the number of photos done and their total.

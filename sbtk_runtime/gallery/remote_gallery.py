@@ -53,7 +53,7 @@ from sbtk_runtime.gallery.remote import (
     RemoteState,
     open_store,
 )
-from sbtk_runtime.gallery.remote_mounts import Mounts, shown_source
+from sbtk_runtime.gallery.remote_sources import Mounts, shown_source
 from sbtk_runtime.gallery.rows import Embeddings, unit_row
 from sbtk_runtime.manifest import GalleryManifest, MatchRule, RegionsRecord
 from sbtk_runtime.rerank import Rerank, refine, require_rerank

@@ -16,7 +16,7 @@ from sbtk_runtime.gallery.merge import merge_galleries
 from sbtk_runtime.gallery.push import push_gallery
 from sbtk_runtime.gallery.remote import WHOLE, Part, RemoteUnavailable, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
-from sbtk_runtime.gallery.sources import Source, count_source, list_sources, remove_source
+from sbtk_runtime.gallery.remote_sources import Source, count_source, list_sources, remove_source
 from sbtk_runtime.gallery.update import update_gallery
 from sbtk_runtime.manifest import PhotoShard
 from tests.tiny import write_photos
