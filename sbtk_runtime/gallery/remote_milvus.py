@@ -27,17 +27,11 @@ from numpy.typing import NDArray
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.errors import SbtkError
 from sbtk_runtime.gallery.hits import Box
-from sbtk_runtime.gallery.milvus_connection import (
-    ANSWER_S,
-    MOST_ROWS,
-    MilvusConnection,
-    condition,
-    quoted,
-)
-from sbtk_runtime.gallery.milvus_documents import Document, Documents
-from sbtk_runtime.gallery.milvus_rows import (
+from sbtk_runtime.gallery.milvus_collections import (
     BOX,
     PHOTO,
+    Document,
+    Documents,
     NewestFirst,
     box_of,
     make_rows,
@@ -49,6 +43,13 @@ from sbtk_runtime.gallery.milvus_rows import (
     search,
     search_all,
     upsert,
+)
+from sbtk_runtime.gallery.milvus_connection import (
+    ANSWER_S,
+    MOST_ROWS,
+    MilvusConnection,
+    condition,
+    quoted,
 )
 from sbtk_runtime.gallery.region_search import CANDIDATES_PER_HIT, LEAST_CANDIDATES
 from sbtk_runtime.gallery.remote import (

@@ -205,7 +205,7 @@ def test_a_server_that_does_not_answer_times_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     push(made_up, url)
-    for module in ("milvus_connection", "milvus_rows"):
+    for module in ("milvus_connection", "milvus_collections"):
         monkeypatch.setattr(f"sbtk_runtime.gallery.{module}.ANSWER_S", 2)
     with RemoteGallery.open(url, patience_s=0) as there:
         query = unit_rows(1, DIM)[0]

@@ -389,7 +389,7 @@ def test_photos_are_listed_by_date_page_by_page(
     update_gallery(tmp_path / "g.sbtk", [photos], embedder)
     if isinstance(server, MilvusServer):
         # As in a collection that is larger than what is fetched at once.
-        monkeypatch.setattr("sbtk_runtime.gallery.milvus_rows._SLACK", 1)
+        monkeypatch.setattr("sbtk_runtime.gallery.milvus_collections._SLACK", 1)
         monkeypatch.setattr("sbtk_runtime.gallery.milvus_connection._PAGE_ROWS", 3)
     assert push(tmp_path / "g.sbtk", url).pushed == len(paths)
     assert push(tmp_path / "g.sbtk", url).unchanged == len(paths)
