@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded, Failed, Known
 from sbtk_runtime.preprocess import DOMAINS, Kind
+from sbtk_runtime.regions import RegionGrid
 from tests.tiny import make_model, write_tiny_manifest
 
 _CELL_PX = 32
@@ -24,6 +28,14 @@ def tiny_map_bundle(folder: Path, dim: int = 16, *, has_domain: bool = False) ->
         (folder / f"model.{precision}.onnx").write_bytes(content)
     write_tiny_manifest(folder, dim, "tinymap", "domain" if has_domain else None)
     return folder
+
+
+def embed_photos(
+    embedder: Embedder, paths: Sequence[Path], grid: RegionGrid
+) -> list[Embedded | Failed | Known]:
+    """Return what becomes of photos that are embedded with their regions."""
+    with embedder.open_stream(grid) as stream:
+        return list(stream.embed(paths, "photo"))
 
 
 def tiny_map_model(dim: int = 16, *, has_domain: bool = False) -> onnx.ModelProto:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,11 @@ from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.stream import (
     BAD_ROW,
     Embedded,
+    EmbeddingStream,
     Failed,
-    IsKnown,
     Known,
     Source,
     Timings,
-    embed_stream,
 )
 from sbtk_runtime.engines.base import (
     DEFAULT_OPTIONS,
@@ -236,39 +236,34 @@ class Embedder:
             EngineUnavailable: the engine failed as a whole.
         """
         require_kind(kind)
-        for item in self.stream_unknown(map(Path, require_several(paths)), kind, None):
-            assert not isinstance(item, Known)
-            yield item
-
-    def stream_unknown(
-        self,
-        paths: Iterable[Path],
-        kind: Kind,
-        is_known: IsKnown | None,
-        grid: RegionGrid | None = None,
-    ) -> Generator[Embedded | Failed | Known, None, None]:
-        """Yield as `stream` does, but does not embed files for which `is_known` is true.
-
-        Args:
-            paths: the files.
-            kind: of the images.
-            is_known: called once for each readable file, from any thread, with the SHA-256 of its
-                bytes as 64 hexadecimal digits.
-            grid: also embed these regions, into `Embedded.regions` and `Embedded.boxes`.
-        """
-        paths = iter(paths)
-        first = next(paths, None)
+        each = map(Path, require_several(paths))
+        first = next(each, None)
         if first is None:
             return
+        every = itertools.chain((first,), each)
+        with self.open_stream() as stream, closing(stream.embed(every, kind)) as items:
+            for item in items:
+                assert not isinstance(item, Known)
+                yield item
+
+    @contextmanager
+    def open_stream(self, grid: RegionGrid | None = None) -> Iterator[EmbeddingStream]:
+        """Keep the engine open, with its most lanes, to embed files in the block.
+
+        Args:
+            grid: also embed these regions, into `Embedded.regions` and `Embedded.boxes`.
+
+        Raises:
+            BadModel: the model embeds no regions.
+            EngineUnavailable: the engine cannot be opened.
+        """
         engine = self._engine_with(lanes=None)
         regions = None if grid is None else self.open_regions(grid)
         with self._lock:
             self._streams += 1
         try:
-            every = itertools.chain((first,), paths)
-            yield from embed_stream(
-                *(every, kind, self.bundle.preprocessing, engine, self._options.batch),
-                *(self._account, is_known, regions),
+            yield EmbeddingStream(
+                *(self.bundle.preprocessing, engine, self._options.batch, self._account, regions)
             )
         finally:
             with self._lock:

@@ -14,7 +14,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
@@ -114,45 +114,54 @@ class Timings:
         return Timings(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def embed_stream(
-    paths: Iterator[Path],
-    kind: Kind,
-    preprocessing: Preprocessing,
-    engine: Engine,
-    batch: int,
-    account: Callable[[Timings], None],
-    is_known: IsKnown | None = None,
-    regions: Engine | None = None,
-) -> Iterator[Embedded | Failed | Known]:
-    """Yield the result of each file, in the order of `paths`.
+@dataclass(frozen=True)
+class EmbeddingStream:
+    """An open engine that embeds files, as many as there are.
 
-    Args:
-        paths: consumed in the calling thread, a few batches ahead.
-        kind: of the images.
+    Attributes:
         preprocessing: of the engine's model.
         engine: runs on all of its lanes.
         batch: the number of images that all lanes together work on.
         account: called now and then with the timings since its last call.
-        is_known: returns which files to skip, by the SHA-256 of their bytes.
         regions: an engine with a grid and as many lanes, which also embeds the regions of photos.
-
-    Raises:
-        EngineUnavailable: the engine failed. All threads have ended when this is raised, or when
-            the iterator is closed.
     """
-    start = time.perf_counter()
-    grid = None if regions is None else regions.info.regions
-    with (
-        DecodePool(kind, preprocessing, engine.info.threads, is_known, grid) as pool,
-        EngineLanes(engine, regions) as lanes,
-    ):
-        try:
-            for run in _runs(paths, pool, lanes, engine, batch, kind):
-                account(_cost(run.decoded))
-                yield from run.items()
-        finally:
-            wall_s = time.perf_counter() - start
-            account(Timings(engine_s=lanes.core_s, waiting_s=lanes.waiting_s, wall_s=wall_s))
+
+    preprocessing: Preprocessing
+    engine: Engine
+    batch: int
+    account: Callable[[Timings], None]
+    regions: Engine | None = None
+
+    def embed(
+        self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None = None
+    ) -> Generator[Embedded | Failed | Known, None, None]:
+        """Yield the result of each file, in the order of `paths`.
+
+        Args:
+            paths: consumed in the calling thread, a few batches ahead.
+            kind: of the images.
+            is_known: called once for each readable file, from any thread, with the SHA-256 of its
+                bytes as 64 hexadecimal digits; returns whether to skip the file.
+
+        Raises:
+            EngineUnavailable: the engine failed. All threads have ended when this is raised, or
+                when the generator is closed.
+        """
+        start = time.perf_counter()
+        grid = None if self.regions is None else self.regions.info.regions
+        with (
+            DecodePool(kind, self.preprocessing, self.engine.info.threads, is_known, grid) as pool,
+            EngineLanes(self.engine, self.regions) as lanes,
+        ):
+            try:
+                for run in _runs(iter(paths), pool, lanes, self.engine, self.batch, kind):
+                    self.account(_cost(run.decoded))
+                    yield from run.items()
+            finally:
+                wall_s = time.perf_counter() - start
+                self.account(
+                    Timings(engine_s=lanes.core_s, waiting_s=lanes.waiting_s, wall_s=wall_s)
+                )
 
 
 def _runs(

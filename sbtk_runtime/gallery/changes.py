@@ -1,7 +1,8 @@
-"""Compare the photos on disk with the catalogue, in SQLite instead of in memory.
+"""The changed photos of an update: found by a walk, embedded, and committed in batches.
 
-The data are in temporary tables of the writer's connection, which SQLite keeps in a small cache and
-spills to a file. A million photos take no more memory than a thousand.
+The photos on disk are compared with the catalogue in SQLite instead of in memory: in temporary
+tables of the writer's connection, which SQLite keeps in a small cache and spills to a file. A
+million photos take no more memory than a thousand.
 """
 
 from __future__ import annotations
@@ -9,24 +10,45 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shlex
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 import PIL
 
-from sbtk_runtime.errors import BadImage
-from sbtk_runtime.files import printable_name
-from sbtk_runtime.gallery.catalogue import Failure, exactly
+from sbtk_runtime.binary_codes import Itq
+from sbtk_runtime.embedding.stream import Embedded, EmbeddingStream, Failed, Known
+from sbtk_runtime.errors import BadImage, InternalError
+from sbtk_runtime.gallery.absent import IS_BELOW_ROOTS, AbsentPhotos, Loss
+from sbtk_runtime.gallery.catalogue import Embedding, Failure, exactly
+from sbtk_runtime.gallery.folder import relative_path, roots_above
 from sbtk_runtime.gallery.photo_filter import below
+from sbtk_runtime.gallery.region_rows import place_regions, sum_regions
+from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Vectors, codes_of
 from sbtk_runtime.gallery.schema import catalogue_errors, transaction
-from sbtk_runtime.gallery.walk import Found, Repeated, Skipped
+from sbtk_runtime.gallery.walk import (
+    Followed,
+    Found,
+    LeftOut,
+    LeftOutTally,
+    Repeated,
+    Skipped,
+)
 from sbtk_runtime.gallery.writer import Catalogue, Stamps
 from sbtk_runtime.images import read_image_bytes
+from sbtk_runtime.manifest import PhotoShard
 from sbtk_runtime.preprocess import PREPROCESSING
+
+#: Called with the number of photos done, their total (`None` while they are being found), and
+#: images/s.
+Progress = Callable[[int, int | None, float], None]
 
 _TABLES = """
 CREATE TEMP TABLE walk_roots (low BLOB, high BLOB);
@@ -39,15 +61,7 @@ CREATE TEMP TABLE todo (
     path BLOB PRIMARY KEY, size_bytes INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER,
     known_id INTEGER
 ) WITHOUT ROWID;
-CREATE TEMP TABLE absent (
-    id INTEGER PRIMARY KEY, path BLOB, size_bytes INTEGER, sha256 BLOB, is_below_roots INTEGER,
-    is_missing INTEGER
-);
-CREATE INDEX temp.absent_by_content ON absent (size_bytes, sha256);
 """
-_IS_BELOW_ROOTS = (
-    "EXISTS (SELECT 1 FROM walk_roots AS r WHERE {0}.path >= r.low AND {0}.path < r.high)"
-)
 # Older versions did not store ctime and inode; then only size and mtime are compared.
 _HAS_ITS_STAMPS = """(p.size_bytes = w.size_bytes AND p.mtime_ns = w.mtime_ns
     AND coalesce(p.ctime_ns = w.ctime_ns, 1) AND coalesce(p.inode = w.inode, 1))"""
@@ -66,15 +80,6 @@ AND NOT (f.path IS NOT NULL AND f.size_bytes IS w.size_bytes
     AND coalesce(f.inode = w.inode, 1))
 """
 _KNOWN = "SELECT path, mtime_ns, ctime_ns, inode FROM todo WHERE known_id NOT NULL"
-# Photos in places that cannot be read are neither missing nor moved. In the order of paths, this
-# takes a fifth of the time that the order of SQLite's choice takes.
-_FILL_ABSENT = f"""
-INSERT INTO absent
-SELECT p.id, p.path, p.size_bytes, p.sha256, {_IS_BELOW_ROOTS.format("p")}, p.missing_in NOT NULL
-FROM photos AS p INDEXED BY photo_by_path WHERE p.removed_in IS NULL
-AND NOT EXISTS (SELECT 1 FROM walked AS w WHERE w.path = p.path)
-AND NOT EXISTS (SELECT 1 FROM hidden AS h WHERE p.path >= h.low AND p.path < h.high)
-"""
 _IS_LIVE = """EXISTS (SELECT 1 FROM photos AS p WHERE p.path = w.path AND p.removed_in IS NULL
     AND p.missing_in IS NULL)"""
 _IS_FAILED = "EXISTS (SELECT 1 FROM failures AS f WHERE f.path = w.path)"
@@ -91,61 +96,57 @@ ORDER BY t.path LIMIT 256
 """
 _LARGEST = (1 << 63) - 1
 _PAGE = 256
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A root or folder whose photos are no longer found; a disk may not be mounted.
-
-    Attributes:
-        path: absolute.
-        lost: the number of missing photos.
-        before: the number of photos that the gallery has there, found or missing.
-        is_empty: whether no photo is found there now.
-    """
-
-    path: bytes
-    lost: int
-    before: int
-    is_empty: bool
-
-    def warning(self, folder: Path) -> str:
-        """Return a sentence for the user of the gallery in `folder`."""
-        what = "no photos were found in" if self.is_empty else "most photos were not found in"
-        lost = f" ({self.lost:,} of {self.before:,} are missing)" if self.before else ""
-        kept = (
-            f": if a disk is not mounted, mount it and index again; otherwise 'sbtk index --prune "
-            f"--gallery {shlex.quote(printable_name(folder))}' removes the missing photos"
-        )
-        return f"{what} {printable_name(self.path)}{lost}{kept if self.before else ''}"
+_WALK_TICK = 1000
+_IS_KNOWN = "SELECT EXISTS (SELECT 1 FROM photos WHERE sha256 = ? AND removed_in IS NULL)"
 
 
 class Changes:
     """The differences between the photos below some roots and the catalogue.
 
+    Args:
+        catalogue: the writer's.
+        roots: absolute paths.
+        items: of the walk of the roots, which is finished here.
+        checksum: detect changes by content; the stamps of files are not trusted.
+        shard: the part of the photos that the gallery holds; `None` for all.
+        progress: called now and then with the number of items.
+
     Attributes:
-        moved: the number of photos that `settle` found at another path.
-        replaced: the number of photos that were at those paths before.
+        absent: the photos of the catalogue that were not walked.
+        left_out: what the rules of the walk left out.
+        followed: the paths of links to folders that were followed.
+        repeated: folders that were walked by another path.
+        other_shards: the number of photos that belong to other shards.
         revived: the number of missing photos that are back at their paths.
         unchanged: the number of walked photos that need no work.
         failed_before: the number of walked files that failed in an earlier update and have not
             changed since.
+        new, changed: the numbers of photos that were embedded, at a new or a known path.
+        failed: the number of files that could not be embedded.
     """
 
     def __init__(
         self,
         catalogue: Catalogue,
         roots: Sequence[str],
-        items: Iterator[Found | Skipped | Repeated],
+        items: Iterator[Found | Skipped | LeftOut | Followed | Repeated],
         *,
         checksum: bool = False,
+        shard: PhotoShard | None = None,
+        progress: Progress = lambda done, total, rate: None,
     ) -> None:
-        """Read the walk's `items`; with `checksum`, the stamps of files are not trusted."""
-        self._catalogue = catalogue
+        self.catalogue = catalogue
         self._connection = catalogue.connection
-        self.moved = 0
-        self.replaced = 0
-        self._roots = list(roots)
+        self._shard = shard
+        self._progress = progress
+        self._every_root = frozenset(catalogue.roots())
+        self._roots_of_others: set[bytes] = set()
+        self._items = 0
+        self.left_out = LeftOutTally()
+        self.followed: list[str] = []
+        self.repeated: list[str] = []
+        self.other_shards = 0
+        self.new = self.changed = self.failed = 0
         catalogue.retry_failures_of_other(_reader())
         with catalogue_errors(catalogue.path):
             self._connection.executescript(_TABLES)
@@ -154,9 +155,8 @@ class Changes:
                     self._hide_or_root("walk_roots", root)
                 while chunk := list(islice(items, _PAGE)):
                     self._take(chunk)
-                self._known_below = {root: self._count_below("photos", root) for root in roots}
                 self._connection.execute(_FILL_TODO, {"checksum": checksum})
-                self._connection.execute(_FILL_ABSENT)
+                self.absent = AbsentPhotos(catalogue, roots)
                 self.revived = self._record_known()
                 self.failed_before = self._count(_FAILED_BEFORE)
                 others = self.to_embed + self.revived + self.failed_before
@@ -185,7 +185,7 @@ class Changes:
     @property
     def unreadable(self) -> int:
         """The number of recorded failures below the roots."""
-        return self._count(f"failures AS f WHERE {_IS_BELOW_ROOTS.format('f')}")
+        return self._count(f"failures AS f WHERE {IS_BELOW_ROOTS.format('f')}")
 
     def settle(self) -> None:
         """Find files that need no new embedding by their content: touched and moved ones.
@@ -198,13 +198,61 @@ class Changes:
             if not page:
                 return
             hashes = [_sha256(path, size_bytes) for path, size_bytes, *_ in page]
-            with catalogue_errors(self._catalogue.path), transaction(self._connection):
+            with catalogue_errors(self.catalogue.path), transaction(self._connection):
                 for (path, size_bytes, *stamps, known), sha256 in zip(page, hashes, strict=True):
                     if sha256 is not None and self._is_known(
                         path, size_bytes, tuple(stamps), sha256, known
                     ):
                         self._connection.execute("DELETE FROM todo WHERE path = ?", (path,))
             last = page[-1][0]
+
+    def embed(
+        self,
+        stream: EmbeddingStream,
+        vectors: Vectors | CodeShards,
+        itq: Itq | None,
+        *,
+        commit_every: int,
+        is_publication_due: Callable[[], bool],
+        publish: Callable[[], None],
+    ) -> None:
+        """Embed the changed photos and commit them in batches.
+
+        If anything called here raises `KeyboardInterrupt`, finished photos are committed.
+
+        Args:
+            stream: of the gallery's model.
+            vectors: the rows of the gallery.
+            itq: makes the codes of a binary gallery.
+            commit_every: photos between two commits.
+            is_publication_due: asked after every photo; if it is, there is a commit, then `publish`
+                is called.
+            publish: publishes what is committed.
+        """
+        total = self.to_embed
+        paths = (Path(os.fsdecode(path)) for path in self.paths_to_embed())
+        started = time.perf_counter()
+        with _Commits(self, vectors, itq) as commits:
+            with closing(stream.embed(paths, "photo", commits.is_known)) as items:
+                try:
+                    for done, item in enumerate(items, start=1):
+                        commits.take(item)
+                        is_due = is_publication_due()
+                        if is_due or commits.size >= commit_every:
+                            commits.commit()
+                        if is_due:
+                            publish()
+                        self._progress(done, total, done / (time.perf_counter() - started))
+                except KeyboardInterrupt:
+                    commits.commit()
+                    raise
+            commits.commit()
+            # The originals of these copies were replaced while they were read.
+            if left := [item.path for item in commits.waiting]:
+                commits.waiting.clear()
+                for item in stream.embed(left, "photo"):
+                    commits.take(item)
+                commits.commit()
 
     def paths_to_embed(self) -> Iterator[bytes]:
         """Yield the paths of the files to embed, in order."""
@@ -236,84 +284,90 @@ class Changes:
         stamps = self._connection.execute(query, (path,)).fetchone()
         return Failure(path, _storable(reason), *stamps)
 
-    def lost(self) -> list[int]:
-        """Return the ids of photos below the roots that were found before, but not now."""
-        query = "SELECT id FROM absent WHERE is_below_roots AND NOT is_missing ORDER BY id"
-        return [photo_id for (photo_id,) in self._connection.execute(query)]
-
-    def lost_though_there(self) -> int:
-        """Return how many of the `lost` photos exist, but are left out of the walk."""
-        query = "SELECT path FROM absent WHERE is_below_roots AND NOT is_missing"
-        return sum(os.path.lexists(path) for (path,) in self._connection.execute(query))
-
     def losses(self) -> list[Loss]:
-        """Return the roots and folders that look like disks that are not mounted.
-
-        These are roots without photos, roots with more than half of their photos missing, and empty
-        folders that had photos until now. Files that exist, but are left out of the walk, are not
-        lost.
-        """
-        lost: list[bytes] = []
-        lost_before: list[bytes] = []
-        left_out_before: list[bytes] = []
-        for path, is_missing in self._connection.execute(
-            "SELECT path, is_missing FROM absent WHERE is_below_roots ORDER BY path"
-        ):
-            if not os.path.lexists(path):
-                (lost_before if is_missing else lost).append(path)
-            elif is_missing:
-                left_out_before.append(path)
-        losses = []
-        for root in self._roots:
-            name = os.fsencode(root)
-            before = self._known_below[root] - sum(_is_in(path, name) for path in left_out_before)
-            lost_here = sum(_is_in(path, name) for path in (*lost_before, *lost))
-            is_empty = not self._count_below("walked", root) and not os.path.isfile(root)  # noqa: PTH113
-            # If photos are only left out, no disk is missing.
-            is_bare = is_empty and (lost_here > 0 or not before) and not self._is_hidden(name)
-            if 2 * lost_here > before or is_bare:
-                losses.append(Loss(name, lost_here, before, is_empty))
-        reported = [loss.path for loss in losses]
-        emptied: Counter[bytes] = Counter()
-        for folder, count in Counter(_parent(path) for path in lost).items():
-            if not any(_is_in(folder, root) for root in reported):
-                emptied[_nearest_existing(folder)] += count
-        losses += [Loss(path, n, n, True) for path, n in emptied.items() if _is_empty(path)]
-        return losses
+        """Return the roots and folders that look like disks that are not mounted."""
+        return self.absent.losses(self._roots_of_others)
 
     def record_skipped(self) -> None:
         """Replace the failures below the roots by those of walked files and skipped paths."""
-        with catalogue_errors(self._catalogue.path), transaction(self._connection):
+        with catalogue_errors(self.catalogue.path), transaction(self._connection):
             self._connection.execute(
-                f"DELETE FROM failures AS f WHERE {_IS_BELOW_ROOTS.format('f')} "
+                f"DELETE FROM failures AS f WHERE {IS_BELOW_ROOTS.format('f')} "
                 "AND NOT EXISTS (SELECT 1 FROM walked AS w WHERE w.path = f.path)"
             )
             self._connection.execute(
                 "INSERT OR REPLACE INTO failures (path, reason) SELECT path, reason FROM skipped"
             )
 
-    def _take(self, items: Sequence[Found | Skipped | Repeated]) -> None:
-        found = [(os.fsencode(item.path), *item[1:]) for item in items if isinstance(item, Found)]
-        query = "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)"
-        try:
-            self._connection.executemany(query, found)
-        except OverflowError:  # SQLite's integers have 64 bits
-            self._connection.executemany(query, map(_storable_numbers, found))
+    def check_accounts(self) -> None:
+        """Check that every walked file is a photo or a failure, and was counted once.
+
+        Raises:
+            InternalError: it is not.
+        """
+        counts = {
+            "unchanged": self.unchanged,
+            "moved": self.absent.moved,
+            "found again": self.revived,
+            "embedded": self.new + self.changed,
+            "failed": self.failed + self.failed_before,
+        }
+        walked, unaccounted = self.walked, self.unaccounted
+        if sum(counts.values()) == walked and not unaccounted:
+            return
+        parts = ", ".join(f"{count:,} {word}" for word, count in counts.items())
+        raise InternalError(
+            f"internal error: {walked:,} files were found, but {parts}; "
+            f"{unaccounted:,} are unaccounted for",
+            "every file in one of these numbers; the published gallery is unchanged",
+            "please report this message",
+        )
+
+    def _take(self, items: Sequence[Found | Skipped | LeftOut | Followed | Repeated]) -> None:
+        found: list[tuple[bytes, int, int, int, int]] = []
         for item in items:
-            if isinstance(item, Repeated):
+            self._items += 1
+            if self._items % _WALK_TICK == 0:
+                self._progress(self._items, None, 0.0)
+            if isinstance(item, Found):
+                path = os.fsencode(item.path)
+                if self._is_of_other_shard(path):
+                    self.other_shards += 1
+                else:
+                    found.append((path, *item[1:]))
+            elif isinstance(item, LeftOut):
+                self.left_out.add(item)
+            elif isinstance(item, Followed):
+                self.followed.append(item.path)
+            elif isinstance(item, Repeated):
+                self.repeated.append(item.path)
                 self._hide_or_root("hidden", item.path)
-            elif isinstance(item, Skipped):
+            else:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO skipped VALUES (?, ?)",
                     (os.fsencode(item.path), _storable(item.reason)),
                 )
                 if item.may_hide_photos:
                     self._hide_or_root("hidden", item.path)
+        query = "INSERT OR REPLACE INTO walked VALUES (?, ?, ?, ?, ?)"
+        try:
+            self._connection.executemany(query, found)
+        except OverflowError:  # SQLite's integers have 64 bits
+            self._connection.executemany(query, map(_storable_numbers, found))
+
+    def _is_of_other_shard(self, path: bytes) -> bool:
+        if self._shard is None:
+            return False
+        roots = roots_above(path, self._every_root)
+        if self._shard.has(relative_path(path, roots[-1])):
+            return False
+        self._roots_of_others.update(roots)
+        return True
 
     def _record_known(self) -> int:
         """Take photos that only have to be recorded from `todo`; return how many were missing."""
         known = self._connection.execute(_KNOWN)
-        revived = sum(self._catalogue.keep(path, tuple(stamps)) for path, *stamps in known)
+        revived = sum(self.catalogue.keep(path, tuple(stamps)) for path, *stamps in known)
         self._connection.execute("DELETE FROM todo WHERE known_id NOT NULL")
         return revived
 
@@ -325,64 +379,151 @@ class Changes:
         self, path: bytes, size_bytes: int, stamps: Stamps, sha256: bytes, known: bytes | None
     ) -> bool:
         """Return whether the gallery has a file's content; record its path and stamps."""
-        if sha256 == known:
-            is_back = self._catalogue.keep(path, stamps)
-            self.revived += is_back
-            self.unchanged += not is_back
-            return True
-        twins = self._connection.execute(
-            "SELECT id, path, is_missing OR is_below_roots FROM absent "
-            "WHERE size_bytes = ? AND sha256 = ? ORDER BY is_below_roots DESC, id",
-            (size_bytes, sha256),
-        ).fetchall()
-        for photo_id, old_path, is_lost in twins:
-            # Outside the roots, the old path has not been checked.
-            if is_lost or not os.path.lexists(old_path):
-                self.replaced += self._catalogue.move(photo_id, path, stamps)
-                self._connection.execute("DELETE FROM absent WHERE id = ?", (photo_id,))
-                self.moved += 1
-                return True
-        return False
-
-    def _count_below(self, table: str, root: str) -> int:
-        is_known = "removed_in IS NULL AND" if table == "photos" else ""
-        query = f"SELECT count(*) FROM {table} WHERE {is_known} path >= ? AND path < ?"
-        path = os.fsencode(root)
-        return sum(
-            int(self._connection.execute(query, interval).fetchone()[0])
-            for interval in (below(path), exactly(path))
-        )
-
-    def _is_hidden(self, path: bytes) -> bool:
-        query = "SELECT EXISTS (SELECT 1 FROM hidden WHERE ?1 >= low AND ?1 < high)"
-        return bool(self._connection.execute(query, (path,)).fetchone()[0])
+        if sha256 != known:
+            return self.absent.find_moved(path, size_bytes, stamps, sha256)
+        is_back = self.catalogue.keep(path, stamps)
+        self.revived += is_back
+        self.unchanged += not is_back
+        return True
 
     def _count(self, source: str) -> int:
         query = f"SELECT count(*) FROM {source}"
         return int(self._connection.execute(query).fetchone()[0])
 
 
-def _is_in(path: bytes, folder: bytes) -> bool:
-    low, high = below(folder)
-    return path == folder or low <= path < high
+class _Commits:
+    """What was embedded or failed, which is committed in batches; copies of files wait for them.
 
+    Each content is embedded once: the first file with one that is not in the catalogue is embedded,
+    and later ones wait for it. Only uncommitted and failed files are in memory.
 
-def _parent(path: bytes) -> bytes:
-    return path.rpartition(b"/")[0] or b"/"
+    Attributes:
+        waiting: copies of files that are not committed yet.
+    """
 
+    def __init__(self, changes: Changes, vectors: Vectors | CodeShards, itq: Itq | None) -> None:
+        self._changes = changes
+        self._catalogue = changes.catalogue
+        self._vectors = vectors
+        self._itq = itq
+        self._embedded: list[Embedded] = []
+        self._failures: list[Failure] = []
+        self.waiting: list[Known] = []
+        # Contents that are being embedded, and why others failed.
+        self._first: set[str] = set()
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+        # A separate connection, for the threads of the decoders.
+        self._connection = sqlite3.connect(
+            self._catalogue.path, isolation_level=None, check_same_thread=False, timeout=30
+        )
 
-def _nearest_existing(folder: bytes) -> bytes:
-    while not os.path.lexists(folder) and folder != b"/":
-        folder = _parent(folder)
-    return folder
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._connection.close()
 
-def _is_empty(folder: bytes) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return next(entries, None) is None
-    except OSError:
-        return False
+    @property
+    def size(self) -> int:
+        """The number of files that wait."""
+        return len(self._embedded) + len(self._failures) + len(self.waiting)
+
+    def is_known(self, sha256: str) -> bool:
+        """Return whether a content is in the catalogue, is being embedded, or has failed."""
+        with self._lock, catalogue_errors(self._catalogue.path):
+            if sha256 in self._first or sha256 in self._reasons:
+                return True
+            content = bytes.fromhex(sha256)
+            if self._connection.execute(_IS_KNOWN, (content,)).fetchone()[0]:
+                return True
+            self._first.add(sha256)
+            return False
+
+    def take(self, item: Embedded | Failed | Known) -> None:
+        """Add what became of a file."""
+        if isinstance(item, Embedded):
+            self._embedded.append(item)
+        elif isinstance(item, Known):
+            self.waiting.append(item)
+        else:
+            if item.source is not None:
+                with self._lock:
+                    self._reasons[item.source.sha256] = item.reason
+                    self._first.discard(item.source.sha256)
+            self._fail(item.path, item.reason, was_read=item.source is not None)
+
+    def commit(self) -> None:
+        """Write rows, then the catalogue; copies of files that are not embedded keep waiting."""
+        done = self._embedded
+        first_row = self._catalogue.committed_rows()
+        first_region = first_row + len(done)
+        regions = place_regions(done, range(first_row, first_region), first_region)
+        rows = [item.row[None] for item in done]
+        rows += [item.regions for item in done if item.regions is not None]
+        batches = self._write(first_row, np.concatenate(rows)) if rows else []
+        photos = [self._photo(item, row) for row, item in enumerate(done, start=first_row)]
+        photos += self._copies(photos)
+        if not photos and not self._failures:
+            return
+        new, changed = self._catalogue.commit(
+            photos, self._failures, batches, regions, sum_regions(done)
+        )
+        self._changes.new += new
+        self._changes.changed += changed
+        self._changes.failed += len(self._failures)
+        with self._lock:
+            self._first.difference_update(item.source.sha256 for item in done)
+        done.clear()
+        self._failures.clear()
+
+    def _write(self, first_row: int, embeddings: Embeddings) -> list[Batch]:
+        """Write embeddings, or their codes, durably."""
+        if isinstance(self._vectors, Vectors):
+            return self._vectors.append(first_row, embeddings)
+        assert self._itq is not None
+        return self._vectors.append(first_row, codes_of(embeddings, self._itq))
+
+    def _photo(self, item: Embedded, row: int) -> Embedding:
+        """Return what the catalogue stores of a photo whose embedding is at `row`."""
+        path = os.fsencode(item.path)
+        mtime_ns, ctime_ns, inode = self._changes.stamps(path)
+        return Embedding(
+            path=path,
+            size_bytes=item.source.size_bytes,
+            mtime_ns=mtime_ns,
+            sha256=item.source.sha256,
+            row=row,
+            ctime_ns=ctime_ns,
+            inode=inode,
+            partial="; ".join(item.notices) or None,
+        )
+
+    def _copies(self, photos: Sequence[Embedding]) -> list[Embedding]:
+        """Return the copies of photos that are in the catalogue or among `photos`.
+
+        Copies of failed files fail, too.
+        """
+        here = {photo.sha256: photo for photo in photos}
+        found, waiting = [], []
+        for item in self.waiting:
+            path, sha256 = os.fsencode(item.path), item.source.sha256
+            first = here.get(sha256) or self._catalogue.embedding_of(sha256)
+            if first is not None:
+                mtime_ns, ctime_ns, inode = self._changes.stamps(path)
+                found.append(
+                    replace(first, path=path, mtime_ns=mtime_ns, ctime_ns=ctime_ns, inode=inode)
+                )
+            elif sha256 in self._reasons:
+                self._fail(item.path, self._reasons[sha256], was_read=True)
+            else:
+                waiting.append(item)
+        self.waiting[:] = waiting
+        return found
+
+    def _fail(self, path: Path, reason: str, *, was_read: bool) -> None:
+        self._failures.append(self._changes.failure(os.fsencode(path), reason, was_read=was_read))
 
 
 def _storable_numbers(

@@ -12,6 +12,7 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import Notify, no_notify
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.files import WriterLock, printable_name
+from sbtk_runtime.gallery.changes import Progress
 from sbtk_runtime.gallery.folder import (
     LOCK_NAME,
     open_rows,
@@ -22,7 +23,7 @@ from sbtk_runtime.gallery.folder import (
 )
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.publish import publish
-from sbtk_runtime.gallery.update import IndexReport, Progress, update_gallery
+from sbtk_runtime.gallery.update import IndexReport, update_gallery
 from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import PhotoShard
 

@@ -7,12 +7,13 @@ moved, missing or found again keeps them. They are not versioned, because reader
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.gallery.rows import Rows
 from sbtk_runtime.gallery.schema import blob, has_regions, integer
 from sbtk_runtime.regions import Boxes
@@ -130,6 +131,30 @@ def load_regions(connection: sqlite3.Connection, photo_row: int) -> RegionRows |
     if found is None:
         return None
     return RegionRows(photo_row, integer(found[0]), decode_boxes(blob(found[1])))
+
+
+def place_regions(
+    embedded: Sequence[Embedded], photo_rows: Sequence[int], first_row: int
+) -> list[RegionRows]:
+    """Return the rows of the photos' regions, which are consecutive.
+
+    Args:
+        embedded: the photos.
+        photo_rows: rows of their whole frames.
+        first_row: row of the first region.
+    """
+    found = []
+    for item, photo_row in zip(embedded, photo_rows, strict=True):
+        if item.boxes is not None:
+            found.append(RegionRows(photo_row, first_row, item.boxes))
+            first_row += len(item.boxes)
+    return found
+
+
+def sum_regions(embedded: Sequence[Embedded]) -> NDArray[np.float64] | None:
+    """Return the sum `(D,)` of the regions' embeddings; `None` if there are no regions."""
+    parts = [item.regions for item in embedded if item.regions is not None]
+    return np.concatenate(parts).sum(axis=0, dtype=np.float64) if parts else None
 
 
 def put_regions(

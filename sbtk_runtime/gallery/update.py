@@ -9,31 +9,24 @@ from __future__ import annotations
 import os
 import shlex
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
-from sbtk_runtime.errors import BadConfig, BadGallery, InternalError
+from sbtk_runtime.errors import BadConfig, BadGallery
 from sbtk_runtime.files import WriterLock, count_text, printable_name, remove_stale_temporaries
-from sbtk_runtime.gallery.catalogue import Origin, has_photos
-from sbtk_runtime.gallery.changes import Changes, Loss
-from sbtk_runtime.gallery.commits import (
-    Copies,
-    PendingCommit,
+from sbtk_runtime.gallery.backfill import (
+    add_checksums,
     add_dates,
     add_regions,
-    embedding_of,
-    region_rows,
-    region_sum,
+    share_rows,
     take_regions,
 )
+from sbtk_runtime.gallery.catalogue import Origin, has_photos
+from sbtk_runtime.gallery.changes import Changes, Progress
 from sbtk_runtime.gallery.folder import (
     FAILURES_NAME,
     LOCK_NAME,
@@ -41,7 +34,6 @@ from sbtk_runtime.gallery.folder import (
     make_folder,
     open_rows,
     published_manifest,
-    relative_path,
     require_codes,
     roots_above,
     roots_to_walk,
@@ -51,17 +43,11 @@ from sbtk_runtime.gallery.folder import (
 )
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME
 from sbtk_runtime.gallery.publish import publish
-from sbtk_runtime.gallery.rows import Batch, CodeShards, Embeddings, Shards, Vectors, codes_of
+from sbtk_runtime.gallery.rows import CodeShards, Shards, Vectors
 from sbtk_runtime.gallery.schema import CATALOGUE_NAME
 from sbtk_runtime.gallery.walk import (
     DEFAULT_RULES,
-    Followed,
-    Found,
-    LeftOut,
     LeftOutCount,
-    LeftOutTally,
-    Repeated,
-    Skipped,
     refuse_nothing,
     walk,
 )
@@ -70,12 +56,8 @@ from sbtk_runtime.gallery.writer import Catalogue
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest, PhotoShard
 from sbtk_runtime.regions import RegionGrid, grid_of
 
-#: Called with the number of photos done, their total (`None` while they are being found), and
-#: images/s.
-Progress = Callable[[int, int | None, float], None]
 OnEngine = Callable[[EngineInfo], None]
 
-_WALK_TICK = 1000
 #: The most time for publishing between, as a share of all.
 _MOST_PUBLISHING = 0.1
 _NO_CHANGE = RuleChange()
@@ -109,7 +91,7 @@ class IndexReport:
         timings: seconds of each part: the embedder's timings, `walk_s` and `graph_s`.
         notices: sentences for the user.
         warnings: sentences about roots and folders whose photos are not found; see
-            `changes.Changes.losses`.
+            `absent.AbsentPhotos.losses`.
     """
 
     new: int
@@ -239,13 +221,6 @@ class _Update:
         self._grid: RegionGrid | None = None
         self._rules = WalkRules()
         self._known_roots: list[str] = []
-        self._all_roots: frozenset[bytes] = frozenset()
-        self._followed: list[str] = []
-        self._left_out = LeftOutTally()
-        self._new = self._changed = self._failed = 0
-        self._shard: PhotoShard | None = None
-        self._other_shards = 0
-        self._roots_of_others: set[bytes] = set()
         self._timings_before = asdict(embedder.timings)
 
     def run(
@@ -267,40 +242,46 @@ class _Update:
             origin, self._itq = initialize_gallery(
                 folder, catalogue, self._embedder, bits, self._roots, shard
             )
-            self._shard = origin.shard
             self._grid = take_regions(folder, catalogue, origin, regions, self._embedder)
             catalogue.record_roots(map(os.fsencode, self._roots))
             vectors = open_rows(folder, origin.dim, origin.bits)
             self._leave_codes_of_other_rows(catalogue)
             vacuum(folder, catalogue, vectors, self._published)
             self._drop_lost(catalogue, vectors)
-            self._add_checksums(catalogue, vectors)
-            self._share_rows(catalogue, vectors)
+            add_checksums(catalogue, vectors)
+            if shared := share_rows(catalogue, vectors):
+                self._notices.append(
+                    f"{shared:,} photos now share the embedding of an identical one"
+                )
             if self._published is None and self._publish_every_s is not None:
                 self._publish_between(catalogue, vectors, origin)
-            changes = Changes(catalogue, self._roots, self._walk(), checksum=checksum)
+            own = os.path.abspath(folder)  # noqa: PTH100
+            changes = Changes(
+                *(catalogue, self._roots, walk(self._roots, self._rules, self._known_roots, own)),
+                checksum=checksum,
+                shard=origin.shard,
+                progress=self._progress,
+            )
             # Photos behind a link are below it, as if the link were a root.
-            catalogue.record_roots(map(os.fsencode, self._followed))
-            self._note_idle_patterns(rule_change)
+            catalogue.record_roots(map(os.fsencode, changes.followed))
+            self._note_walk(changes, rule_change)
             if merged := catalogue.shards_of_folders():  # of what is indexed it now has all photos
                 roots = frozenset(map(os.fsencode, self._roots))
                 divided = {path: merged[path] for path in merged if not roots_above(path, roots)}
                 catalogue.record_shards(divided)
             changes.settle()
             walk_s = time.perf_counter() - started
-            if changes.to_embed:
-                self._open_engine(origin)
             self._embed(catalogue, vectors, origin, changes)
             add_dates(catalogue, lambda count: self._progress(count, None, 0.0))
-            left_out_now = changes.lost_though_there()
-            losses = self._losses(changes)
-            missing = catalogue.lose(changes.lost())
+            left_out_now = changes.absent.lost_though_there()
+            losses = changes.losses()
+            missing = catalogue.lose(changes.absent.lost())
             # Afterwards, as those of lost photos cannot be embedded.
             without_regions = self._add_regions(catalogue, vectors, origin)
             changes.record_skipped()
-            self._check_accounts(changes)
+            changes.check_accounts()
             write_failures(folder, catalogue)
-            is_empty_shard = self._other_shards and not changes.walked
+            is_empty_shard = changes.other_shards and not changes.walked
             if (
                 not catalogue.live()
                 and not is_empty_shard
@@ -317,13 +298,13 @@ class _Update:
             publish(folder, catalogue, vectors, origin, self._published, self._notify)
             ended = time.perf_counter()
             return IndexReport(
-                new=self._new,
-                changed=self._changed,
-                moved=changes.moved,
+                new=changes.new,
+                changed=changes.changed,
+                moved=changes.absent.moved,
                 revived=changes.revived,
                 missing=missing,
                 missing_in_all=catalogue.missing(),
-                removed=changes.replaced,
+                removed=changes.absent.replaced,
                 unreadable=changes.unreadable,
                 unchanged=changes.unchanged,
                 live=catalogue.live(),
@@ -331,10 +312,10 @@ class _Update:
                 partly_readable=catalogue.partly_readable(),
                 regions=0 if self._grid is None else catalogue.live_region_rows(),
                 without_regions=without_regions,
-                left_out=self._left_out.counts(),
+                left_out=changes.left_out.counts(),
                 left_out_now=left_out_now,
                 rules=self._rules,
-                other_shards=self._other_shards,
+                other_shards=changes.other_shards,
                 timings=self._timings() | {"walk_s": walk_s, "graph_s": ended - graph_started},
                 notices=tuple(self._notices),
                 warnings=tuple(loss.warning(folder) for loss in losses),
@@ -353,38 +334,21 @@ class _Update:
         """Apply the change of rules, and check that they do not leave out everything."""
         self._rules = rule_change.applied_to(catalogue.rules())
         self._known_roots = [os.fsdecode(root) for root in catalogue.roots()]
-        self._all_roots = frozenset(map(os.fsencode, [*self._roots, *self._known_roots]))
         is_known = any(has_photos(catalogue.connection, os.fsencode(root)) for root in self._roots)
         refuse_nothing(self._roots, self._rules, self._known_roots, may_be_empty=is_known)
         catalogue.record_rules(self._rules)
 
-    def _note_idle_patterns(self, rule_change: RuleChange) -> None:
+    def _note_walk(self, changes: Changes, rule_change: RuleChange) -> None:
+        for path in changes.repeated:
+            self._notices.append(
+                f"{printable_name(path)} was walked by another path: its photos are indexed once"
+            )
         for text in rule_change.exclude:
-            if not text.startswith("!") and text not in self._left_out.patterns:
+            if not text.startswith("!") and text not in changes.left_out.patterns:
                 self._notices.append(
                     f"--exclude {shlex.quote(text)} excluded nothing: a pattern is relative to "
                     "the folders that are indexed, as in a .gitignore file there"
                 )
-
-    def _check_accounts(self, changes: Changes) -> None:
-        """Check that every walked file is a photo or a failure, and was counted once."""
-        counts = {
-            "unchanged": changes.unchanged,
-            "moved": changes.moved,
-            "found again": changes.revived,
-            "embedded": self._new + self._changed,
-            "failed": self._failed + changes.failed_before,
-        }
-        walked, unaccounted = changes.walked, changes.unaccounted
-        if sum(counts.values()) == walked and not unaccounted:
-            return
-        parts = ", ".join(f"{count:,} {word}" for word, count in counts.items())
-        raise InternalError(
-            f"internal error: {walked:,} files were found, but {parts}; "
-            f"{unaccounted:,} are unaccounted for",
-            "every file in one of these numbers; the published gallery is unchanged",
-            "please report this message",
-        )
 
     def _leave_codes_of_other_rows(self, catalogue: Catalogue) -> None:
         """Rebuild codes, graph and neighbours if the catalogue is older, such as a backup.
@@ -413,61 +377,10 @@ class _Update:
                 "folders are embedded again"
             )
 
-    def _add_checksums(self, catalogue: Catalogue, vectors: Shards) -> None:
-        """Store the checksums of intact rows that older versions wrote."""
-        for batch in catalogue.batches_without_checksums():
-            if vectors.is_intact(batch):
-                rows = np.arange(batch.first_row, batch.first_row + batch.count)
-                content, _ = vectors.read_bytes(rows)
-                catalogue.store_checksums(batch.first_row, [zlib.crc32(row) for row in content])
-
-    def _share_rows(self, catalogue: Catalogue, vectors: Shards) -> None:
-        """Let identical photos share an embedding; older versions stored one for each."""
-        shared = catalogue.share_rows(partial(_first_intact, catalogue, vectors))
-        if shared:
-            self._notices.append(f"{shared:,} photos now share the embedding of an identical one")
-
     def _timings(self) -> dict[str, float]:
         """Return the share of this update in the embedder's timings."""
         now = asdict(self._embedder.timings)
         return {name: now[name] - before for name, before in self._timings_before.items()}
-
-    def _walk(self) -> Iterator[Found | Skipped | Repeated]:
-        gallery = os.path.abspath(self._folder)  # noqa: PTH100
-        items = walk(self._roots, self._rules, self._known_roots, gallery)
-        for count, item in enumerate(items, start=1):
-            if count % _WALK_TICK == 0:
-                self._progress(count, None, 0.0)
-            if isinstance(item, LeftOut):
-                self._left_out.add(item)
-            elif isinstance(item, Followed):
-                self._followed.append(item.path)
-            elif isinstance(item, Repeated):
-                self._notices.append(
-                    f"{printable_name(item.path)} was walked by another path: its photos are "
-                    "indexed once"
-                )
-                yield item
-            elif self._is_of_other_shard(item):
-                self._other_shards += 1
-            else:
-                yield item
-
-    def _is_of_other_shard(self, item: Found | Skipped) -> bool:
-        if self._shard is None or not isinstance(item, Found):
-            return False
-        path = os.fsencode(item.path)
-        roots = roots_above(path, self._all_roots)
-        if self._shard.has(relative_path(path, roots[-1])):
-            return False
-        self._roots_of_others.update(roots)
-        return True
-
-    def _losses(self, changes: Changes) -> list[Loss]:
-        """Return the losses, without roots whose photos are all in other shards."""
-        return [
-            loss for loss in changes.losses() if loss.lost or loss.path not in self._roots_of_others
-        ]
 
     def _is_publication_due(self) -> bool:
         return self._publish_every_s is not None and time.monotonic() >= self._publish_from
@@ -494,63 +407,17 @@ class _Update:
         origin: Origin,
         changes: Changes,
     ) -> None:
-        """Embed photos and commit them in batches."""
-        total = changes.to_embed
-        paths = (Path(os.fsdecode(path)) for path in changes.paths_to_embed())
-        started = time.perf_counter()
-        with Copies(catalogue) as copies:
-            batch = PendingCommit(copies)
-            stream = self._embedder.stream_unknown(paths, "photo", copies.is_known, self._grid)
-            try:
-                for done, item in enumerate(stream, start=1):
-                    batch.take(item, changes)
-                    is_due = self._is_publication_due()
-                    if is_due or batch.size >= self._commit_every:
-                        self._commit(catalogue, vectors, changes, batch)
-                    if is_due:
-                        self._publish_between(catalogue, vectors, origin)
-                    self._progress(done, total, done / (time.perf_counter() - started))
-            except KeyboardInterrupt:
-                self._commit(catalogue, vectors, changes, batch)
-                raise
-            finally:
-                stream.close()
-            self._commit(catalogue, vectors, changes, batch)
-            # The originals of these copies were replaced while they were read.
-            left = [item.path for item in copies.waiting]
-            copies.waiting.clear()
-            for item in self._embedder.stream_unknown(left, "photo", None, self._grid):
-                batch.take(item, changes)
-            self._commit(catalogue, vectors, changes, batch)
-
-    def _commit(
-        self,
-        catalogue: Catalogue,
-        vectors: Vectors | CodeShards,
-        changes: Changes,
-        batch: PendingCommit,
-    ) -> None:
-        first_row = catalogue.committed_rows()
-        rows = [item.row[None] for item in batch.embedded]
-        regions = region_rows(
-            batch.embedded, range(first_row, first_row + len(rows)), first_row + len(rows)
-        )
-        rows += [item.regions for item in batch.embedded if item.regions is not None]
-        batches = self._write_rows(vectors, first_row, np.concatenate(rows)) if rows else []
-        photos = [
-            embedding_of(item, row, changes.stamps(os.fsencode(item.path)))
-            for row, item in enumerate(batch.embedded, start=first_row)
-        ]
-        photos += batch.copies(catalogue, photos, changes)
-        if not photos and not batch.failures:
+        """Embed changed photos, and publish now and then if that was asked for."""
+        if not changes.to_embed:
             return
-        new, changed = catalogue.commit(
-            photos, batch.failures, batches, regions, region_sum(batch.embedded)
-        )
-        self._new += new
-        self._changed += changed
-        self._failed += len(batch.failures)
-        batch.clear()
+        self._open_engine(origin)
+        with self._embedder.open_stream(self._grid) as stream:
+            changes.embed(
+                *(stream, vectors, self._itq),
+                commit_every=self._commit_every,
+                is_publication_due=self._is_publication_due,
+                publish=lambda: self._publish_between(catalogue, vectors, origin),
+            )
 
     def _add_regions(
         self, catalogue: Catalogue, vectors: Vectors | CodeShards, origin: Origin
@@ -566,33 +433,15 @@ class _Update:
             return 0
         self._open_engine(origin)
         self._notify(f"embedding the regions of {count_text(len(wanted), 'photo')} of the gallery")
-        left = add_regions(
-            *(catalogue, vectors, self._embedder, self._grid, wanted),
-            commit_every=self._commit_every,
-            progress=self._progress,
-        )
+        with self._embedder.open_stream(self._grid) as stream:
+            left = add_regions(
+                *(catalogue, vectors, stream, wanted),
+                commit_every=self._commit_every,
+                progress=self._progress,
+            )
         if left:
             self._notices.append(
                 f"the regions of {count_text(left, 'photo')} could not be embedded: these are "
                 "found by their whole frames, and the next 'sbtk index' tries again"
             )
         return left
-
-    def _write_rows(
-        self, vectors: Vectors | CodeShards, first_row: int, embeddings: Embeddings
-    ) -> list[Batch]:
-        """Write embeddings, or their codes, durably."""
-        if isinstance(vectors, Vectors):
-            return vectors.append(first_row, embeddings)
-        assert self._itq is not None
-        return vectors.append(first_row, codes_of(embeddings, self._itq))
-
-
-def _first_intact(catalogue: Catalogue, vectors: Shards, rows: list[int]) -> int | None:
-    """Return the first row that matches its checksum; `None` if there is none."""
-    known = catalogue.checksums(rows)
-    content, is_whole = vectors.read_bytes(np.array(rows, dtype=np.int64))
-    for row, data, whole in zip(rows, content, is_whole, strict=True):
-        if whole and known.get(row) == zlib.crc32(data):
-            return row
-    return None

@@ -435,15 +435,6 @@ class Catalogue:
         """Yield, ascending, the rows that the next generation no longer shows."""
         yield from self._rows(f"SELECT row {_TO_DROP} ORDER BY row")
 
-    def batches_without_checksums(self) -> Iterator[Batch]:
-        """Yield the batches of older versions, which stored no checksums of rows."""
-        query = """SELECT first_row, count, sha256 FROM batches AS b WHERE NOT EXISTS
-            (SELECT 1 FROM row_checksums AS r
-             WHERE r.row >= b.first_row AND r.row < b.first_row + b.count)"""
-        with values_checked(self.path):
-            for first_row, count, sha256 in self.connection.execute(query).fetchall():
-                yield Batch(integer(first_row), integer(count), blob(sha256).hex())
-
     def store_checksums(self, first_row: int, crc32s: Sequence[int]) -> None:
         """Record the CRC-32 of the bytes of consecutive rows."""
         with self._transaction():

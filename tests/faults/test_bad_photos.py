@@ -14,8 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Known
-from sbtk_runtime.embedding.stream import IsKnown
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import (
+    Embedded,
+    EmbeddingStream,
+    Failed,
+    IsKnown,
+    Known,
+)
 from sbtk_runtime.errors import BadData, BadGallery, InternalError
 from sbtk_runtime.gallery.changes import Changes
 from sbtk_runtime.gallery.export import export_gallery
@@ -107,15 +113,17 @@ def test_every_file_is_accounted_for_whatever_the_order(tmp_path: Path, embedder
 def test_an_update_that_loses_files_is_an_internal_error(
     tmp_path: Path, embedder: Embedder
 ) -> None:
-    class Losing(Embedder):
-        def stream_unknown(
-            self,
-            paths: Iterable[Path],
-            kind: Kind,
-            is_known: IsKnown | None,
-            grid: RegionGrid | None = None,
+    class LosingStream(EmbeddingStream):
+        def embed(
+            self, paths: Iterable[Path], kind: Kind, is_known: IsKnown | None = None
         ) -> Generator[Embedded | Failed | Known, None, None]:
-            yield from itertools.islice(super().stream_unknown(paths, kind, is_known, grid), 4)
+            yield from itertools.islice(super().embed(paths, kind, is_known), 4)
+
+    class Losing(Embedder):
+        @contextlib.contextmanager
+        def open_stream(self, grid: RegionGrid | None = None) -> Iterator[EmbeddingStream]:
+            with super().open_stream(grid) as stream:
+                yield LosingStream(**vars(stream))
 
     photos, folder = tmp_path / "photos", tmp_path / "g.sbtk"
     write_photos(photos, 6)

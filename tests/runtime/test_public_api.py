@@ -101,7 +101,7 @@ def test_public_functions_have_examples() -> None:
     without = {n for n, value in documented.items() if ">>> " not in (inspect.getdoc(value) or "")}
     # The parts of which `query`, `search`, `index` and the server are made.
     parts = {"Gallery.answer", "Gallery.choose_rerank", "Gallery.close", "Embedder.close"}
-    parts |= {"Embedder.embed_prepared", "Embedder.stream_unknown", "Embedder.open_regions"}
+    parts |= {"Embedder.embed_prepared", "Embedder.open_stream", "Embedder.open_regions"}
     assert without == parts
 
 

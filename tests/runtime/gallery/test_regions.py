@@ -37,7 +37,7 @@ from sbtk_runtime.regions import cut_tiles, grid_of
 from sbtk_runtime.rerank import NEIGHBOURS, diffuse
 from tests.image_attacks import png
 from tests.tiny import tiny_bundle
-from tests.tiny_regions import tiny_map_bundle
+from tests.tiny_regions import embed_photos, tiny_map_bundle
 
 SIDE = 392
 BACKGROUNDS = ((200, 200, 40), (40, 200, 210), (210, 50, 200))
@@ -124,7 +124,7 @@ def scores_by_loop(
     """Return the score of each photo, of embeddings made one by one."""
     grid = grid_of(16)
     whole, regions = {}, {}
-    for item in embedder.stream_unknown(sorted(photos.iterdir()), "photo", None, grid):
+    for item in embed_photos(embedder, sorted(photos.iterdir()), grid):
         assert isinstance(item, Embedded)
         assert item.regions is not None
         whole[item.path.stem], regions[item.path.stem] = item.row, item.regions
@@ -212,7 +212,7 @@ def diffused_by_loop(
 ) -> dict[str, float]:
     """Return the sort key of each photo by diffusion between the parts that they are found by."""
     whole, regions = {}, {}
-    for item in embedder.stream_unknown(sorted(photos.iterdir()), "photo", None, grid_of(16)):
+    for item in embed_photos(embedder, sorted(photos.iterdir()), grid_of(16)):
         assert isinstance(item, Embedded)
         assert item.regions is not None
         whole[item.path.stem], regions[item.path.stem] = item.row, item.regions
@@ -461,7 +461,7 @@ def test_photos_too_large_for_this_process_are_cut_like_others(
     turned = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
     (own / "pan.png").write_bytes(png(17_000, 1_700, 16, 2, turned, line=wide))
     (own / "strip.png").write_bytes(png(170_000, 170, 16, 2, line=wide * 10))
-    items = list(embedder.stream_unknown(sorted(own.iterdir()), "photo", None, grid_of(9)))
+    items = embed_photos(embedder, sorted(own.iterdir()), grid_of(9))
     for item, tiles in zip(items, (8, 0), strict=True):
         with pytest.raises(LargeImage):
             open_image(item.path.read_bytes(), "photo", 448)
@@ -644,7 +644,7 @@ def test_regions_are_exported_with_their_photos(
     paths = {number: Path(wanted[number].path) for number in wanted}
     assert set(by_id) == {number for number, path in paths.items() if path.name != "small.png"}
     for number, places in by_id.items():
-        (found,) = embedder.stream_unknown([paths[number]], "photo", None, grid_of(9))
+        (found,) = embed_photos(embedder, [paths[number]], grid_of(9))
         assert isinstance(found, Embedded)
         assert found.regions is not None
         np.testing.assert_allclose(rows[places], found.regions, atol=2e-3)

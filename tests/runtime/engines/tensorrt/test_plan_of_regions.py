@@ -38,7 +38,7 @@ from sbtk_runtime.regions import GRIDS, RegionGrid, grid_of
 from tests.fakes.machine import FakeMachine
 from tests.fakes.tensorrt_world import PLAN_MAGIC
 from tests.tiny import tiny_bundle, tiny_photo
-from tests.tiny_regions import tiny_map_bundle, tiny_map_model
+from tests.tiny_regions import embed_photos, tiny_map_bundle, tiny_map_model
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -216,7 +216,7 @@ def test_photos_are_embedded_with_their_regions(
     found = []
     for engine in ("tensorrt", "onnxruntime"):
         with Embedder(bundle, engine=engine, precision="fp32", threads=1, batch=4) as embedder:
-            found.append(list(embedder.stream_unknown(photos, "photo", None, grid_of(9))))
+            found.append(embed_photos(embedder, photos, grid_of(9)))
     for by_gpu, by_cpu in zip(*found, strict=True):
         assert by_gpu.regions.shape == (9, 16)
         np.testing.assert_allclose(by_gpu.regions, by_cpu.regions, atol=1e-5)
