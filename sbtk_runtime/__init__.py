@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     )
     from sbtk_runtime.gallery.catalogue import Photo
     from sbtk_runtime.gallery.gallery import Gallery
-    from sbtk_runtime.gallery.hits import Hit
     from sbtk_runtime.gallery.index import add_photos, index, remove_photos
+    from sbtk_runtime.gallery.queries import Hit
     from sbtk_runtime.gallery.remote_gallery import RemoteGallery
     from sbtk_runtime.gallery.update import IndexReport
     from sbtk_runtime.preprocess import ImageInput
@@ -82,7 +82,7 @@ _HOME = {
     "Embedder": "sbtk_runtime.embedding.embedder",
     "EngineOptions": "sbtk_runtime.engines.base",
     "Gallery": "sbtk_runtime.gallery.gallery",
-    "Hit": "sbtk_runtime.gallery.hits",
+    "Hit": "sbtk_runtime.gallery.queries",
     "ImageInput": "sbtk_runtime.preprocess",
     "IndexReport": "sbtk_runtime.gallery.update",
     "Labelled": "sbtk_runtime.evaluation.protocol",

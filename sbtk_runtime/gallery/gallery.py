@@ -26,21 +26,17 @@ from sbtk_runtime.gallery.folder import (
     open_view,
     published_manifest,
 )
-from sbtk_runtime.gallery.hits import (
+from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
+from sbtk_runtime.gallery.queries import (
     Answer,
     Box,
     Copy,
     Hit,
     PhotoCopies,
-    Scores,
-    best_score,
-    count_compared,
-)
-from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
-from sbtk_runtime.gallery.queries import (
     Queries,
     Search,
     check_search,
+    count_compared,
     few_notices,
     note,
     page_of,
@@ -49,7 +45,7 @@ from sbtk_runtime.gallery.queries import (
 from sbtk_runtime.gallery.region_search import RERANKED, RegionSearch, require_within
 from sbtk_runtime.gallery.row_check import REPAIR, RowCheck, UsableRows
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
-from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch
+from sbtk_runtime.gallery.search import CodeSearch, EmbeddingSearch, Scores, best_score
 from sbtk_runtime.manifest import (
     MANIFEST_NAME,
     GalleryManifest,

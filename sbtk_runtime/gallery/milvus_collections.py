@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
-from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.milvus_connection import (
     ANSWER_S,
     MOST_ROWS,
@@ -26,6 +25,7 @@ from sbtk_runtime.gallery.milvus_connection import (
     condition,
     quoted,
 )
+from sbtk_runtime.gallery.queries import Box
 from sbtk_runtime.gallery.remote import (
     CollectionInfo,
     RemoteFilter,

@@ -14,9 +14,9 @@ from pgvector import HalfVector
 from psycopg import sql
 
 from sbtk_runtime.binary_codes import Itq
-from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.photo_filter import EVER, PeriodBounds
 from sbtk_runtime.gallery.postgres_connection import Connection
+from sbtk_runtime.gallery.queries import Box
 from sbtk_runtime.gallery.region_search import CANDIDATES_PER_HIT, LEAST_CANDIDATES
 from sbtk_runtime.gallery.remote import (
     EXACT_BELOW,

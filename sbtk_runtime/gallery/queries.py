@@ -1,20 +1,23 @@
-"""Queries that every open gallery answers, on disk or in a database."""
+"""Queries that every open gallery answers, on disk or in a database, and their answers."""
 
 from __future__ import annotations
 
 import itertools
 import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadConfig, BadImage
 from sbtk_runtime.files import count_text
-from sbtk_runtime.gallery.hits import Answer, Hit
+from sbtk_runtime.gallery.catalogue import Photo
+from sbtk_runtime.gallery.folder import path_fields
 from sbtk_runtime.gallery.photo_filter import Period, PhotoFilter
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import MatchRule
@@ -28,6 +31,97 @@ Search = Literal["auto", "hnsw", "codes", "exact"]
 
 # The largest number of SQLite.
 _MOST = (1 << 63) - 1
+
+#: x, y, width and height of a part of a photo, each 0 to 1 of the upright photo.
+Box = tuple[float, float, float, float]
+
+#: Whether a hit is close enough to show the same thing, by the model's `MatchRule`.
+Match = Literal["good", "weak"]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A photo with the same content as a hit."""
+
+    id: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One photo that was found.
+
+    Attributes:
+        rank: place among the hits, from 1.
+        score: at most 1: the cosine; for binary codes, the cosine of codes as rows of 1 and -1.
+        id: the photo's id in the gallery.
+        path: absolute, with surrogates for bytes that are not UTF-8.
+        copies: other photos with the same content, by id, if they are folded.
+        match: `None` if the model has no rule, for photo queries and in binary galleries.
+        region: the part of the photo that matches; `None` for the whole frame. Its score is the
+            cosine less what all regions have in common, see `region_search`: that of a region
+            unlike all others may be above 1.
+    """
+
+    rank: int
+    score: float
+    id: int
+    path: str
+    copies: tuple[Copy, ...] = ()
+    match: Match | None = None
+    region: Box | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the hit as a JSON object; a path that is not UTF-8 comes as `path_bytes`."""
+        known: dict[str, Any] = {"rank": self.rank, "score": round(self.score, 6), "id": self.id}
+        known |= path_fields(os.fsencode(self.path))
+        if self.match:
+            known["match"] = self.match
+        if self.region:
+            known["region"] = [round(part, 4) for part in self.region]
+        if self.copies:
+            known["copies"] = [
+                {"id": copy.id, **path_fields(os.fsencode(copy.path))} for copy in self.copies
+            ]
+        return known
+
+
+@dataclass(frozen=True)
+class PhotoCopies:
+    """A photo, and other photos with the same content, by id."""
+
+    photo: Photo
+    copies: tuple[Copy, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one query.
+
+    Attributes:
+        hits: best first.
+        notices: sentences about them for the user.
+        no_close_match: whether no photo is a close match, so that the gallery may lack what was
+            drawn; `None` if that is unknown.
+    """
+
+    hits: list[Hit]
+    notices: tuple[str, ...] = ()
+    no_close_match: bool | None = None
+
+    def judged(self, closest: float | None, rule: MatchRule, photos: int) -> Answer:
+        """Return the answer to a sketch with its `no_close_match`, and the hits' `match`.
+
+        Args:
+            closest: the best score of all photos, which re-ranking may leave out of the hits;
+                `None` if it is unknown.
+            rule: of the model that embedded the sketch.
+            photos: the number of photos that were compared, at least 1.
+        """
+        lowest = rule.lowest_close(photos)
+        hits = [replace(hit, match="good" if hit.score >= lowest else "weak") for hit in self.hits]
+        is_doubtful = None if closest is None else closest < lowest
+        return replace(self, hits=hits, no_close_match=is_doubtful)
 
 
 class SearchOptions(TypedDict, total=False):
@@ -276,6 +370,19 @@ def page_of(limit: int, offset: int) -> tuple[int, int]:
             f"a limit of {limit} and an offset of {offset}", "a limit from 1, an offset from 0"
         )
     return min(operator.index(limit), _MOST), min(operator.index(offset), _MOST)
+
+
+def count_compared(photos: int, regions: int, of_photos: int) -> int:
+    """Return how many photos a `MatchRule` counts, at least 1, where regions are compared too.
+
+    The best of many regions is as good by chance as the best of as many photos.
+
+    Args:
+        photos: the number of photos that a query was compared with.
+        regions: the number of regions of all photos; 0 if whole frames are compared.
+        of_photos: the number of all photos.
+    """
+    return max(1, photos + round(regions * photos / max(1, of_photos)))
 
 
 def few_notices(found: int, allowed: int, k: int, among: PhotoFilter) -> tuple[str, ...]:

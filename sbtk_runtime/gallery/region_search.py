@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadRegion
 from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.hits import Box, OnLost, Scores
+from sbtk_runtime.gallery.queries import Box
 from sbtk_runtime.gallery.region_rows import RegionSpans
 from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import Embeddings, Rows, Vectors, make_row_mask, unit_row
+from sbtk_runtime.gallery.search import OnLost, Scores
 from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.regions import Boxes
 from sbtk_runtime.rerank import NEIGHBOURS, diffuse, nearest_rows

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Codes, Itq
 from sbtk_runtime.errors import ModelMismatch, SbtkError
-from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.photo_filter import EVER, Period, below
+from sbtk_runtime.gallery.queries import Box
 from sbtk_runtime.gallery.remote_address import Address
 from sbtk_runtime.gallery.rows import Embeddings
 from sbtk_runtime.manifest import PhotoShard, path_hash

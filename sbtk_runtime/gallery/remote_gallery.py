@@ -20,19 +20,17 @@ from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadRegion, Model
 from sbtk_runtime.files import count_text, printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount
-from sbtk_runtime.gallery.hits import (
+from sbtk_runtime.gallery.photo_filter import EVER, Period, PhotoFilter
+from sbtk_runtime.gallery.queries import (
     Answer,
     Box,
     Copy,
     Hit,
     PhotoCopies,
-    count_compared,
-)
-from sbtk_runtime.gallery.photo_filter import EVER, Period, PhotoFilter
-from sbtk_runtime.gallery.queries import (
     Queries,
     Search,
     check_search,
+    count_compared,
     few_notices,
     page_of,
     undated_notice,

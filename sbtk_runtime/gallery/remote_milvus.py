@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.binary_codes import Itq
 from sbtk_runtime.errors import SbtkError
-from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.milvus_collections import (
     BOX,
     PHOTO,
@@ -51,6 +50,7 @@ from sbtk_runtime.gallery.milvus_connection import (
     condition,
     quoted,
 )
+from sbtk_runtime.gallery.queries import Box
 from sbtk_runtime.gallery.region_search import CANDIDATES_PER_HIT, LEAST_CANDIDATES
 from sbtk_runtime.gallery.remote import (
     EVERY_PHOTO,

@@ -20,7 +20,6 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from sbtk_runtime.gallery.hits import Box
 from sbtk_runtime.gallery.postgres_connection import ANSWER_S, Connection, Locked, Session
 from sbtk_runtime.gallery.postgres_tables import (
     PHOTO,
@@ -37,6 +36,7 @@ from sbtk_runtime.gallery.postgres_tables import (
     set_index_options,
     where_of,
 )
+from sbtk_runtime.gallery.queries import Box
 from sbtk_runtime.gallery.remote import (
     EVERY_PHOTO,
     EXACT_BELOW,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.binary_codes import Codes, Itq
+from sbtk_runtime.binary_codes import Codes, Distances, Itq, hamming_distances
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery
 from sbtk_runtime.gallery import hnsw
 from sbtk_runtime.gallery.catalogue import CatalogueView
-from sbtk_runtime.gallery.hits import Scores, best_score, exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, build_graph, has_hnswlib, import_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, Neighbours, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck, UsableRows
@@ -21,6 +21,8 @@ from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors, mak
 from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.manifest import GalleryManifest
 from sbtk_runtime.rerank import CANDIDATES, EXPAND_HITS, Rerank, diffuse, expand_query
+
+Scores = NDArray[np.float32]
 
 #: Minimum number of candidates by sign codes that are scored exactly, and their number per hit.
 LEAST_CANDIDATES, CANDIDATES_PER_HIT = 200, 4
@@ -319,3 +321,83 @@ class CodeSearch:
             if self._itq is None:
                 self._itq = self._view.itq()
         return np.asarray(self._itq.codes(unit_row(embedding, self._itq.dim)[None])[0])
+
+
+def best_score(scores: Scores) -> float:
+    """Return the best of scores `(N,) float32`, best first; below all others if there are none."""
+    return float(scores[0]) if len(scores) else -math.inf
+
+
+#: Called with rows `(N,) int64` that turned out to be damaged or missing.
+OnLost = Callable[[Rows], None]
+
+
+def exact_search(
+    vectors: Vectors,
+    rows: Rows,
+    query: Embeddings,
+    k: int,
+    on_lost: OnLost = lambda rows: None,
+) -> tuple[Rows, Scores]:
+    """Return rows and cosines of the `k` best among ascending `rows`, best first.
+
+    Equal scores are ordered by row. Damaged rows are never found.
+
+    Args:
+        vectors: the embeddings.
+        rows: `(N,) int64`, the rows to search.
+        query: `(D,) float32`, of length 1.
+        k: number of results; fewer if there are fewer rows.
+        on_lost: called with the damaged ones of `rows`.
+    """
+    best_rows = np.empty(0, dtype=np.int64)
+    best_scores = np.empty(0, dtype=np.float32)
+    for numbers, embeddings, is_whole in vectors.chunks(rows):
+        if not is_whole.all():
+            on_lost(numbers[~is_whole])
+        scores = (embeddings @ query)[is_whole]
+        best_rows = np.concatenate([best_rows, numbers[is_whole]])
+        best_scores = np.concatenate([best_scores, scores])
+        if len(best_scores) > k:
+            # Keep all scores equal to the k-th best, so that ties are broken by row at the end.
+            is_kept = best_scores >= np.partition(best_scores, -k)[-k]
+            best_rows, best_scores = best_rows[is_kept], best_scores[is_kept]
+    order = np.lexsort((best_rows, -best_scores))[:k]
+    return best_rows[order], best_scores[order]
+
+
+def hamming_search(
+    codes: CodeShards,
+    rows: Rows,
+    query: Codes,
+    k: int,
+    on_lost: OnLost = lambda rows: None,
+) -> tuple[Rows, Distances]:
+    """Return rows and Hamming distances of the `k` nearest among ascending `rows`, nearest first.
+
+    All rows as near as the last one are returned, too, ordered by row, so that the caller can break
+    ties. Missing rows are never found.
+
+    Args:
+        codes: the codes.
+        rows: `(N,) int64`, the rows to search.
+        query: `(W,) uint8`, packed like the codes.
+        k: number of results, at least 1; fewer if there are fewer rows.
+        on_lost: called with the missing ones of `rows`.
+    """
+    near_rows = np.empty(0, dtype=np.int64)
+    near = np.empty(0, dtype=np.uint16)
+    farthest = np.iinfo(np.uint16).max
+    for numbers, part, is_held in codes.chunks(rows):
+        if not is_held.all():
+            on_lost(numbers[~is_held])
+        distances = hamming_distances(query[None], part)[0]
+        chosen = np.flatnonzero(is_held & (distances <= farthest))
+        near_rows = np.concatenate([near_rows, numbers[chosen]])
+        near = np.concatenate([near, distances[chosen]])
+        if len(near) > k:
+            farthest = np.partition(near, k - 1)[k - 1]
+            is_near = near <= farthest
+            near_rows, near = near_rows[is_near], near[is_near]
+    order = np.lexsort((near_rows, near))
+    return near_rows[order], near[order]

@@ -20,11 +20,11 @@ from sbtk_runtime.gallery.folder import (
     open_published,
     open_rows,
 )
-from sbtk_runtime.gallery.hits import exact_search, hamming_search
 from sbtk_runtime.gallery.hnsw import Graph, check_graph_file, has_hnswlib
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME, load_neighbours
 from sbtk_runtime.gallery.row_check import RowCheck
 from sbtk_runtime.gallery.rows import CodeShards, Embeddings, Rows, Vectors
+from sbtk_runtime.gallery.search import exact_search, hamming_search
 from sbtk_runtime.gallery.sign_codes import SignCodes, count_wrong_codes
 from sbtk_runtime.gallery.soundness import STAMP_NAME
 from sbtk_runtime.gallery.writer import Catalogue

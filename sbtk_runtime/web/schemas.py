@@ -18,8 +18,8 @@ from sbtk_runtime.exif import PhotoDetails
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import FolderCount, path_fields
-from sbtk_runtime.gallery.hits import Box, Match, PhotoCopies
 from sbtk_runtime.gallery.photo_filter import Period
+from sbtk_runtime.gallery.queries import Box, Match, PhotoCopies
 from sbtk_runtime.gallery.update import IndexReport
 from sbtk_runtime.gallery.walk import left_out_sentences
 from sbtk_runtime.preprocess import Kind

@@ -32,10 +32,9 @@ from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.catalogue import Photo
 from sbtk_runtime.gallery.folder import check_model
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.hits import Answer, Box, PhotoCopies
 from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.gallery.photo_filter import Period
-from sbtk_runtime.gallery.queries import Search
+from sbtk_runtime.gallery.queries import Answer, Box, PhotoCopies, Search
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.machine import trim_malloc
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.hits import Box
+from sbtk_runtime.gallery.queries import Box
 from sbtk_runtime.gallery.update import update_gallery
 from tests.browser.visit import ROOF, Visit, violations
 from tests.runtime.gallery.test_regions import CORNERS, scene, thing

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sbtk_runtime.contact_sheet import contact_sheet
-from sbtk_runtime.gallery.hits import Hit
+from sbtk_runtime.gallery.queries import Hit
 
 
 @pytest.mark.parametrize(

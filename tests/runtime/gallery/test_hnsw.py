@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadGallery, DiskFull
-from sbtk_runtime.gallery.hits import exact_search
 from sbtk_runtime.gallery.hnsw import Graph, build_graph, check_graph_file
 from sbtk_runtime.gallery.rows import Vectors
+from sbtk_runtime.gallery.search import exact_search
 from sbtk_runtime.manifest import GraphRecord
 from tests.tiny_gallery import unit_rows
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sbtk_cli.main import main
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.gallery.gallery import Gallery, Hit
-from sbtk_runtime.gallery.hits import Answer
+from sbtk_runtime.gallery.queries import Answer
 from sbtk_runtime.manifest import MatchRule, read_bundle_manifest
 from tests.tiny import tiny_bundle, write_photos, write_sketch
 from tests.tiny_gallery import gallery_of, index, tiny_code_bundle, unit_rows

@@ -20,9 +20,9 @@ from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel, LargeI
 from sbtk_runtime.gallery import gallery as gallery_module
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.hits import Box, Hit
 from sbtk_runtime.gallery.index import drop_photos
 from sbtk_runtime.gallery.neighbours import NEIGHBOURS_NAME
+from sbtk_runtime.gallery.queries import Box, Hit
 from sbtk_runtime.gallery.region_search import (
     MOST_COMMON,
     PENALTY,

@@ -12,10 +12,9 @@ from PIL import Image
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.errors import BadRegion, ModelMismatch
 from sbtk_runtime.gallery.gallery import Gallery
-from sbtk_runtime.gallery.hits import Hit
 from sbtk_runtime.gallery.index import drop_photos
 from sbtk_runtime.gallery.push import PushReport, push_gallery
-from sbtk_runtime.gallery.queries import Search
+from sbtk_runtime.gallery.queries import Hit, Search
 from sbtk_runtime.gallery.remote import RemoteError, open_store
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
 from sbtk_runtime.gallery.update import update_gallery

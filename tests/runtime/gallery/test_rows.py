@@ -10,8 +10,8 @@ import pytest
 from sbtk_runtime.binary_codes import Codes
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.gallery import rows as module
-from sbtk_runtime.gallery.hits import hamming_search
 from sbtk_runtime.gallery.rows import CHUNK_ROWS, CodeShards, Vectors, codes_of
+from sbtk_runtime.gallery.search import hamming_search
 from tests.tiny_gallery import tiny_itq, unit_rows
 
 
