@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -33,12 +32,13 @@ from sbtk_runtime.web.schemas import (
     box_of,
     ids_of,
 )
-from sbtk_runtime.web.service import Feedback, Found, SearchOptions, Service
+from sbtk_runtime.web.service import NO_FEEDBACK, Feedback, Found, SearchOptions, Service
 from sbtk_runtime.web.uploads import (
     FORM_FIELD,
     FORM_TYPE,
     MEDIA_TYPES,
     BodyReader,
+    Upload,
     image_of_body,
     images_of_form,
     is_accepted,
@@ -131,6 +131,46 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
     router = APIRouter(tags=["Search"])
     bodies = BodyReader()
 
+    async def answer(
+        request: Request,
+        search: Callable[[], Found],
+        options: SearchOptions,
+        started: float,
+        upload: Upload | None = None,
+    ) -> dict[str, Any]:
+        """Return the `QueryAnswer` to a search as a JSON object."""
+        found = await run_until_disconnect(request, service.searches.submit(search))
+        fields: dict[str, Any] = {"hits": [hit.to_json() for hit in found.answer.hits]}
+        if not options.offset and found.answer.no_close_match is not None:
+            fields["no_close_match"] = found.answer.no_close_match
+        notices = found.answer.notices
+        if upload is not None:
+            fields["kind"] = upload.kind
+            notices = (*upload.prepared.notices, *notices)
+        took_s = time.perf_counter() - started
+        observe_s(took_s)
+        return fields | {
+            "generation": found.generation,
+            "engine": found.engine,
+            "took_ms": round(took_s * 1e3, 2),
+            "notices": list(notices),
+        }
+
+    async def answer_upload(
+        request: Request,
+        upload: Upload,
+        count: int,
+        options: SearchOptions,
+        started: float,
+        feedback: Feedback = NO_FEEDBACK,
+    ) -> dict[str, Any]:
+        embedding = await run_until_disconnect(request, service.uploads.embed(upload))
+
+        def search() -> Found:
+            return service.search(embedding, upload.kind, count, options, feedback)
+
+        return await answer(request, search, options, started, upload)
+
     @router.post(
         "/v1/query",
         summary="Photos that look like a sketch or a photo",
@@ -159,16 +199,7 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
             started = time.perf_counter()
             image = image_of_body(content_type, data)
             upload = await service.uploads.prepare(request, image, kind)
-        embedding = await run_until_disconnect(request, service.uploads.embed(upload))
-        found = await run_until_disconnect(
-            request,
-            service.searches.submit(
-                lambda: service.search(
-                    embedding, upload.kind, count, options, feedback
-                ).with_notices(upload.prepared.notices)
-            ),
-        )
-        return _json(_answer(found, options, started, observe_s, upload.kind))
+        return _json(await answer_upload(request, upload, count, options, started, feedback))
 
     @router.post(
         "/v1/queries",
@@ -193,26 +224,18 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
             raise Refused(_NOT_A_FORM)
         service.require_engine()
 
-        async def answer(image: bytes) -> dict[str, Any]:
+        async def result(image: bytes) -> dict[str, Any]:
             started = time.perf_counter()
             try:
                 upload = await service.uploads.prepare(request, image, kind)
-                embedding = await asyncio.wrap_future(service.uploads.embed(upload))
-                found = await asyncio.wrap_future(
-                    service.searches.submit(
-                        lambda: service.search(embedding, upload.kind, limit, options).with_notices(
-                            upload.prepared.notices
-                        )
-                    )
-                )
+                return await answer_upload(request, upload, limit, options, started)
             except BadImage as problem:
                 return {"error": problem_answer(problem)}
-            return _answer(found, options, started, observe_s, upload.kind)
 
         async with bodies.read(request.scope, request.receive) as data:
             images = images_of_form(content_type, data, MAX_BATCH)
             # One after the other: other clients' queries must not wait for a whole batch.
-            results = [await answer(image) for image in images]
+            results = [await result(image) for image in images]
         return _json({"results": results})
 
     @router.get(
@@ -232,13 +255,11 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
         service.require_engine()
         started = time.perf_counter()
         feedback = Feedback(ids_of(like), ids_of(unlike))
-        found = await run_until_disconnect(
-            request,
-            service.searches.submit(
-                lambda: service.search(None, "photo", count, options, feedback)
-            ),
-        )
-        return _json(_answer(found, options, started, observe_s))
+
+        def search() -> Found:
+            return service.search(None, "photo", count, options, feedback)
+
+        return _json(await answer(request, search, options, started))
 
     @router.get(
         "/v1/photos/{photo_id}/similar",
@@ -256,13 +277,11 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
     ) -> Response:
         service.require_engine()
         started = time.perf_counter()
-        found = await run_until_disconnect(
-            request,
-            service.searches.submit(
-                lambda: service.similar(photo_id, count, options, box_of(region))
-            ),
-        )
-        return _json(_answer(found, options, started, observe_s))
+
+        def search() -> Found:
+            return service.similar(photo_id, count, options, box_of(region))
+
+        return _json(await answer(request, search, options, started))
 
     return router
 
@@ -270,26 +289,3 @@ def query_routes(service: Service, observe_s: Callable[[float], None]) -> APIRou
 def _json(answer: dict[str, Any]) -> Response:
     # Without models of the response, whose fields take longer to fill than to print.
     return Response(to_json(answer), media_type="application/json")
-
-
-def _answer(
-    found: Found,
-    options: SearchOptions,
-    started: float,
-    observe_s: Callable[[float], None],
-    kind: Kind | None = None,
-) -> dict[str, Any]:
-    """Return a `QueryAnswer` as a JSON object."""
-    answer: dict[str, Any] = {"hits": [hit.to_json() for hit in found.answer.hits]}
-    if not options.offset and found.answer.no_close_match is not None:
-        answer["no_close_match"] = found.answer.no_close_match
-    if kind is not None:
-        answer["kind"] = kind
-    took_s = time.perf_counter() - started
-    observe_s(took_s)
-    return answer | {
-        "generation": found.generation,
-        "engine": found.engine,
-        "took_ms": round(took_s * 1e3, 2),
-        "notices": list(found.answer.notices),
-    }

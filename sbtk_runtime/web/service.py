@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -75,11 +75,6 @@ class Found:
     answer: Answer
     generation: int
     engine: str
-
-    def with_notices(self, notices: tuple[str, ...]) -> Found:
-        """Return a copy with `notices` before those of its answer."""
-        together = (*notices, *self.answer.notices)
-        return replace(self, answer=replace(self.answer, notices=together))
 
 
 @dataclass(frozen=True)
