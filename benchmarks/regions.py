@@ -4,7 +4,8 @@
 
 Scenes are made from photos of a fold's validation classes, never unseen ones: each is pasted, at a
 third, a half or two thirds of the side, into a photo without these classes, at a random position
-with blended edges. With --strokes and --photos, such as Quick, Draw! and Caltech-101, the classes
+with blended edges. Photos of less than 224 pixels a side are enlarged, since they would have no
+regions. With --strokes and --photos, such as Quick, Draw! and Caltech-101, the classes
 are those that the data do not have, for a model that was trained on all seen classes. The same
 galleries are searched with and without regions.
 """
@@ -39,6 +40,7 @@ from benchmarks.result import Result, print_result
 from sbtk_runtime import Embedder
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.update import update_gallery
+from sbtk_runtime.preprocess import SIZE_PX
 from sbtk_runtime.regions import DEFAULT_REGIONS
 from sbtk_runtime.rerank import Rerank
 from sbtk_train.data.image_set import ImageSet, ImageSource
@@ -228,7 +230,7 @@ def make_scenes(scratch: Path, images: ImageSet, others: Sequence[Path]) -> dict
         folder.mkdir()
     background = itertools.cycle(others[_DISTRACTORS:])
     for row, photo in enumerate(_files(images.photos)):
-        thing = Image.open(photo).convert("RGB")
+        thing = _enlarged(Image.open(photo).convert("RGB"))
         thing.save(folders[_WHOLE] / f"{row:04d}.jpg", quality=92)
         for name, share in SIDES.items():
             made = scene(thing, Image.open(next(background)).convert("RGB"), share, random)
@@ -236,6 +238,15 @@ def make_scenes(scratch: Path, images: ImageSet, others: Sequence[Path]) -> dict
     for number, path in enumerate(others[:_DISTRACTORS]):
         Image.open(path).convert("RGB").save(folders[_OTHERS] / f"other-{number:04d}.jpg")
     return folders
+
+
+def _enlarged(photo: Image.Image) -> Image.Image:
+    """Return the photo, at least as large as those that have regions, as all distractors are."""
+    scale = SIZE_PX / min(photo.size)
+    if scale <= 1:
+        return photo
+    width, height = (max(SIZE_PX, round(side * scale)) for side in photo.size)
+    return photo.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def scene(

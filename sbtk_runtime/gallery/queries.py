@@ -59,8 +59,7 @@ class Hit:
         copies: other photos with the same content, by id, if they are folded.
         match: `None` if the model has no rule, for photo queries and in binary galleries.
         region: the part of the photo that matches; `None` for the whole frame. Its score is the
-            cosine less what all regions have in common, see `region_search`: that of a region
-            unlike all others may be above 1.
+            cosine less what all regions have in common, see `region_search`.
     """
 
     rank: int

@@ -26,12 +26,11 @@ from sbtk_runtime.gallery.sign_codes import SignCodes
 from sbtk_runtime.regions import Boxes
 from sbtk_runtime.rerank import NEIGHBOURS, diffuse, nearest_rows
 
-#: The share of the mean region that is subtracted from a query, and the amount that is subtracted
-#: from the scores of regions. Chosen on scenes and photos of validation classes, so that whole
-#: photos are found as well as without regions.
-COMMONNESS, PENALTY = 1.5, 0.03
+#: How many times the mean region is subtracted from a query. Chosen on scenes and photos of classes
+#: held out from training: less is better for small things, more for whole photos.
+COMMONNESS = 3.0
 #: Maximum length of the subtracted vector: its length for the mean region of photos of all kinds.
-MOST_COMMON = 0.5
+MOST_COMMON = 1.0
 
 #: Minimum number of rows among the candidates by sign codes, and their number per hit. A photo may
 #: have several.
@@ -40,9 +39,8 @@ LEAST_CANDIDATES, CANDIDATES_PER_HIT = 800, 16
 #: among the photos those whose first region comes early, a minimum number and a number per hit.
 _SCORED_OF_A_PHOTO, _LEAST_SCORED, _SCORED_PER_HIT = 3, 200, 2
 
-#: Number of photos that diffusion reorders. The graph of all photos of a benchmark's gallery, some
-#: 600, found hardly more.
-RERANKED = 400
+#: Number of photos that diffusion reorders; whole photos are found better than with 400.
+RERANKED = 600
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Found:
 
     Attributes:
         rows: `(N,) int64`, the rows of their whole frames.
-        scores: `(N,) float32`.
+        scores: `(N,) float32`, at most 1.
         regions: `(N,) int64`, the rows of their best regions; -1 where the whole frame is better.
     """
 
@@ -127,7 +125,8 @@ class RegionSearch:
         order = np.lexsort((every, -best))
         first = np.sort(np.unique(every[order], return_index=True)[1])[:k]
         chosen = order[first]
-        return Found(every[chosen], best[chosen], np.concatenate([whole, regions])[chosen])
+        shown = np.minimum(best[chosen], np.float32(1.0))
+        return Found(every[chosen], shown, np.concatenate([whole, regions])[chosen])
 
     def diffuse(self, found: Found) -> Found:
         """Return the first photos in another order, in which similar photos pull each other up.
@@ -214,7 +213,7 @@ class RegionSearch:
         )
         rows = np.sort(rows[kept])
         content, is_intact = self._check.read_checked(rows)
-        scores = self._vectors.decode(content)[0] @ query - np.float32(PENALTY)
+        scores = self._vectors.decode(content)[0] @ query
         self._leave_out(rows[~is_intact])
         rows, scores = rows[is_intact], scores[is_intact]
         order = np.lexsort((rows, -scores))
@@ -228,7 +227,7 @@ class RegionSearch:
         start = 0
         for numbers, embeddings, is_whole in self._vectors.chunks(rows):
             part = slice(start, start + len(numbers))
-            scores[part][is_whole] = (embeddings @ query)[is_whole] - np.float32(PENALTY)
+            scores[part][is_whole] = embeddings[is_whole] @ query
             self._leave_out(numbers[~is_whole])
             start = part.stop
         scores[np.isin(rows, self._bad)] = -np.inf

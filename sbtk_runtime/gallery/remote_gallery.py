@@ -36,7 +36,6 @@ from sbtk_runtime.gallery.queries import (
     undated_notice,
 )
 from sbtk_runtime.gallery.region_search import (
-    PENALTY,
     best_place,
     common_part,
     require_within,
@@ -487,11 +486,10 @@ class RemoteGallery(Queries):
         parts = self._reader.search_regions(turned, count, among, exact=exact)
         if len(parts) < count and not exact:  # several regions are of one photo
             parts = self._reader.search_regions(turned, count, among, exact=True)
-        better: list[_Found] = [(photo, score - PENALTY, box) for photo, score, box in parts]
         best: dict[int, _Found] = {}
-        for one in sorted([*found, *better], key=lambda one: -one[1]):
+        for one in sorted([*found, *parts], key=lambda one: -one[1]):
             best.setdefault(one[0].id, one)
-        return list(best.values())[:count]
+        return [(photo, min(score, 1.0), box) for photo, score, box in best.values()][:count]
 
     def _copies(self, sha256s: Sequence[str], among: RemoteFilter) -> dict[str, list[RemotePhoto]]:
         """Return the photos of each content, by id."""
