@@ -1,4 +1,4 @@
-"""Synthetic images and vectors for benchmarks without data."""
+"""Synthetic images and vectors for benchmarks without data, and for checks of engines."""
 
 from __future__ import annotations
 

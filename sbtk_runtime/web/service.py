@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
-
-from PIL import Image, ImageDraw
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.engines.base import (
     DEFAULT_OPTIONS,
+    Embeddings,
     Engine,
     EngineInfo,
     EngineOptions,
@@ -36,6 +33,7 @@ from sbtk_runtime.gallery.hnsw import import_hnswlib
 from sbtk_runtime.gallery.photo_filter import Period
 from sbtk_runtime.gallery.queries import Answer, Box, PhotoCopies, Search
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+from sbtk_runtime.generated_inputs import generate_sketches
 from sbtk_runtime.machine import trim_malloc
 from sbtk_runtime.manifest import MANIFEST_NAME, GalleryManifest
 from sbtk_runtime.preprocess import Kind
@@ -43,7 +41,7 @@ from sbtk_runtime.rerank import Rerank, RerankChoice
 from sbtk_runtime.web.indexing import Indexer, Listener, Progress
 from sbtk_runtime.web.photos import PhotoNotFound, open_photo
 from sbtk_runtime.web.queue import WorkQueue
-from sbtk_runtime.web.uploads import QUERY_BATCH, Embeddings, Uploads
+from sbtk_runtime.web.uploads import QUERY_BATCH, Uploads
 
 #: The most waiting jobs; each takes some 25 ms (queries) or 10 ms (reads).
 MAX_QUERIES, MAX_READS = 64, 256
@@ -268,7 +266,7 @@ class Service:
             raise Loading("the model is loading", "", "try again in a second")
         return self._embedder.engine
 
-    def reading(self) -> AbstractContextManager[AnyGallery]:
+    def reading(self) -> contextlib.AbstractContextManager[AnyGallery]:
         """Return the gallery's current generation, for a `with` block.
 
         Raises:
@@ -382,7 +380,7 @@ class Service:
             self._gallery = self._source
         embedder = Embedder(self.bundle, self._options, batch=QUERY_BATCH, notify=self._notify)
         try:
-            embedding, _ = embedder.embed_one(_warm_up_sketch(), "sketch")
+            embedding, _ = embedder.embed_one(generate_sketches(1)[0], "sketch")
             with self.reading() as gallery:
                 if gallery.count:
                     reranked = gallery.choose_rerank(self._rerank, "sketch")
@@ -439,14 +437,6 @@ def _photo(gallery: AnyGallery, photo_id: int) -> Photo:
     if photo is None:
         raise PhotoNotFound(f"there is no photo {photo_id}", "", "use the id of a hit")
     return photo
-
-
-def _warm_up_sketch() -> bytes:
-    sketch = Image.new("L", (256, 256), 255)
-    ImageDraw.Draw(sketch).ellipse((40, 60, 210, 200), outline=0, width=5)
-    buffer = io.BytesIO()
-    sketch.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 _LOOK_EVERY_S = 0.5
