@@ -241,7 +241,7 @@ def test_dates_read_before_a_kill_are_published(tmp_path: Path, embedder: Embedd
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sbtk_runtime.gallery.backfill._DATES_PAGE", 4)
+        patch.setattr("sbtk_runtime.gallery.update._DATES_PAGE", 4)
         with pytest.raises(KeyboardInterrupt):
             update_gallery(folder, [photos], embedder, progress=stop)
     with Gallery.open(folder) as gallery:
