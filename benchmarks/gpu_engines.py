@@ -13,7 +13,8 @@ from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, for
 from benchmarks.gpu_timing import DRY, TimingConfig, time_by_clock
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import EngineOptions
-from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines, validate_embeddings
+from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines
+from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.bench.floor import count_macs
 from sbtk_runtime.manifest import Precision

@@ -140,7 +140,8 @@ def _trial(bundle: Bundle, precision: Precision, golden: Sequence[Golden]) -> st
 
     from sbtk_runtime.bundle import require_golden_embedding
     from sbtk_runtime.engines.base import EngineOptions
-    from sbtk_runtime.engines.registry import open_engine, validate_embeddings
+    from sbtk_runtime.engines.registry import open_engine
+    from sbtk_runtime.engines.session import validate_embeddings
     from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra
     from sbtk_runtime.preprocess import KINDS, SIZE_PX
 

@@ -37,8 +37,8 @@ from sbtk_runtime.engines.registry import (
     Images,
     check_engine_options,
     open_engine,
-    validate_embeddings,
 )
+from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
 from sbtk_runtime.manifest import Precision

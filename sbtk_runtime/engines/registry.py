@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sbtk_runtime.bundle import Bundle, OnnxForm
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
 from sbtk_runtime.engines import openvino as engine_openvino
@@ -44,12 +41,10 @@ __all__ = [
     "check_engine_options",
     "open_engine",
     "probe_engines",
-    "validate_embeddings",
 ]
 
 #: Engines of older versions, and the engine to use instead.
 _DROPPED = {"onnxruntime-tensorrt": "tensorrt"}
-_NORM_TOLERANCE = 1e-3
 # OpenVINO initializes its types on first use. Two threads that do so at once wait for each other:
 # one for the GIL, the other for C++'s guard.
 _OPENING = threading.Lock()
@@ -180,23 +175,6 @@ def probe_engines() -> list[EngineReport]:
             version = next(iter(installed_versions(entry.distributions).values()), "")
         reports.append(EngineReport(entry.name, not reason, reason, version))
     return reports
-
-
-def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
-    """Return `rows (N, D) float32` and which of them are bad, `(N,) bool`.
-
-    Rows of regions are `(N, R, D)`, and which are bad `(N, R)`.
-
-    A row is bad unless it is finite and of length 1 within 0.001. Bad rows are returned as zeros,
-    which are never mistaken for embeddings.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1))
-        # A comparison with NaN is false, so this is also the test for finiteness.
-        is_bad = ~(np.abs(lengths - 1.0) < _NORM_TOLERANCE)
-    if is_bad.any():
-        rows = np.where(is_bad[..., None], np.float32(0.0), rows)
-    return rows, is_bad
 
 
 def _candidates(options: EngineOptions) -> list[EngineEntry]:

@@ -1,4 +1,4 @@
-"""An inference session as an engine: checks the model's inputs, and runs batches in chunks."""
+"""An inference session as an engine: runs batches in chunks, checks what goes in and comes out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sbtk_runtime.engines.base import EngineInfo, Notify, no_notify
+from sbtk_runtime.engines.base import Embeddings, EngineInfo, Notify, no_notify
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.onnx_file import INPUT_NAME, OUTPUT_NAME
 from sbtk_runtime.preprocess import SIZE_PX, Kind, domains_of
@@ -26,6 +26,7 @@ Port = tuple[str, str, tuple[int | str, ...]]
 # together run at most 32 images, unless there are more lanes.
 _CPU_CHUNK = 8
 _CPU_IMAGES = 32
+_NORM_TOLERANCE = 1e-3
 
 
 class SessionEngine:
@@ -182,6 +183,23 @@ def check_signature(
             f"{OUTPUT_NAME}: tensor(float) (?, {', '.join(map(str, shape))})",
             "export the model with sbtk export",
         )
+
+
+def validate_embeddings(rows: Embeddings) -> tuple[Embeddings, NDArray[np.bool_]]:
+    """Return `rows (N, D) float32` and which of them are bad, `(N,) bool`.
+
+    Rows of regions are `(N, R, D)`, and which are bad `(N, R)`.
+
+    A row is bad unless it is finite and of length 1 within 0.001. Bad rows are returned as zeros,
+    which are never mistaken for embeddings.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=-1))
+        # A comparison with NaN is false, so this is also the test for finiteness.
+        is_bad = ~(np.abs(lengths - 1.0) < _NORM_TOLERANCE)
+    if is_bad.any():
+        rows = np.where(is_bad[..., None], np.float32(0.0), rows)
+    return rows, is_bad
 
 
 def first_line(problem: BaseException) -> str:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle, pretrained_folder
 from sbtk_runtime.engines.base import EngineOptions
-from sbtk_runtime.engines.registry import open_engine, validate_embeddings
+from sbtk_runtime.engines.registry import open_engine
+from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadConfig, BadModel
 from sbtk_runtime.manifest import Precision
 from sbtk_runtime.preprocess import KINDS, SIZE_PX, Kind

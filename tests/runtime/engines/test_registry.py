@@ -16,13 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines.base import EngineOptions
-from sbtk_runtime.engines.registry import (
-    ENGINE_NAMES,
-    automatic_order,
-    open_engine,
-    probe_engines,
-    validate_embeddings,
-)
+from sbtk_runtime.engines.registry import ENGINE_NAMES, automatic_order, open_engine, probe_engines
+from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads, quota_cpus
 from tests.processes import run_python
