@@ -25,7 +25,8 @@ from PIL import Image
 from benchmarks.commands import run, run_sbtk
 from benchmarks.photos import add_photos_option, copy_photos, list_photos
 from benchmarks.result import Result, print_result
-from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.machine import cpu_threads
 
 _SIDE_PX, _QUALITY, _NOISE = 4_000, 92, 4.0

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from benchmarks.gpu_findings import Figures, Finding, Report, Task, attempt, format_error
 from benchmarks.gpu_timing import DRY, TimingConfig, time_by_clock
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.base import EngineOptions
-from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines
+from sbtk_runtime.engines.base import Engine, EngineOptions
+from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.bench.floor import count_macs

@@ -34,10 +34,10 @@ from sbtk_export.parity import (
 )
 from sbtk_runtime.binary_codes import check_bits, fit_itq
 from sbtk_runtime.bundle import Bundle, OnnxForm, itq_name, onnx_name
-from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineOptions, EngineRequest
-from sbtk_runtime.engines.registry import Engine
+from sbtk_runtime.engines.base import Engine, EngineOptions, EngineRequest
 from sbtk_runtime.errors import BadConfig, BadData, BadModel
 from sbtk_runtime.evaluation.metrics import Embeddings
 from sbtk_runtime.files import (

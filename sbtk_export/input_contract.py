@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sbtk_runtime.bundle import GOLDEN_NAME, image_name, pixels_name, png_from_pixels
-from sbtk_runtime.engines.registry import Engine
+from sbtk_runtime.engines.base import Engine
 from sbtk_runtime.files import write_atomically
 from sbtk_runtime.manifest import BundleManifest, Precision
 from sbtk_runtime.onnx_file import DOMAIN_NAME, INPUT_NAME, OUTPUT_NAME

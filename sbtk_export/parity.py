@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sbtk_export.images import ExportImages, ImageSubset
 from sbtk_export.onnx_graph import ModelInputs
 from sbtk_runtime.binary_codes import Codes
-from sbtk_runtime.engines.registry import Embeddings, Engine
+from sbtk_runtime.engines.base import Embeddings, Engine
 from sbtk_runtime.errors import BadModel
 from sbtk_runtime.evaluation.metrics import evaluate
 from sbtk_runtime.evaluation.protocol import Distance, Ties

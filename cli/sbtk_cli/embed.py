@@ -84,7 +84,8 @@ def command(
     import numpy as np
 
     from sbtk_runtime.bundle import Bundle
-    from sbtk_runtime.embedding.embedder import Embedder, Failed
+    from sbtk_runtime.embedding.embedder import Embedder
+    from sbtk_runtime.embedding.stream import Failed
     from sbtk_runtime.files import atomic_path
     from sbtk_runtime.gallery.folder import path_fields
 

@@ -21,23 +21,19 @@ from sbtk_runtime.embedding.stream import (
     EmbeddingStream,
     Failed,
     Known,
-    Source,
     Timings,
 )
 from sbtk_runtime.engines.base import (
     DEFAULT_OPTIONS,
+    Embeddings,
+    Engine,
     EngineInfo,
     EngineOptions,
+    Images,
     Notify,
     no_notify,
 )
-from sbtk_runtime.engines.registry import (
-    Embeddings,
-    Engine,
-    Images,
-    check_engine_options,
-    open_engine,
-)
+from sbtk_runtime.engines.registry import check_engine_options, open_engine
 from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.machine import cpu_threads
@@ -51,8 +47,6 @@ from sbtk_runtime.preprocess import (
     require_several,
 )
 from sbtk_runtime.regions import RegionGrid
-
-__all__ = ["Embedded", "Embedder", "Failed", "Known", "Source", "Timings"]
 
 
 class Embedder:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sbtk_runtime import images
-from sbtk_runtime.engines.registry import Embeddings, Engine, Images
+from sbtk_runtime.engines.base import Embeddings, Engine, Images
 from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage
 from sbtk_runtime.machine import trim_malloc

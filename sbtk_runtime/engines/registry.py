@@ -14,11 +14,9 @@ from sbtk_runtime.engines import openvino as engine_openvino
 from sbtk_runtime.engines.base import (
     AUTO,
     DEFAULT_OPTIONS,
-    Embeddings,
     Engine,
     EngineOptions,
     EngineRequest,
-    Images,
     Notify,
     no_notify,
 )
@@ -29,19 +27,6 @@ from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingE
 from sbtk_runtime.machine import cpu_flags, cpu_threads
 from sbtk_runtime.manifest import PRECISIONS
 from sbtk_runtime.regions import RegionGrid
-
-__all__ = [
-    "AUTO",
-    "ENGINE_NAMES",
-    "GPU_ENGINE_NAMES",
-    "Embeddings",
-    "Engine",
-    "EngineReport",
-    "Images",
-    "check_engine_options",
-    "open_engine",
-    "probe_engines",
-]
 
 #: Engines of older versions, and the engine to use instead.
 _DROPPED = {"onnxruntime-tensorrt": "tensorrt"}

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from sbtk_runtime.embedding.stream import BAD_ROW, MemoryBudget
-from sbtk_runtime.engines.registry import Embeddings, Engine, Images
+from sbtk_runtime.engines.base import Embeddings, Engine, Images
 from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.errors import BadImage, LargeImage, SbtkError
 from sbtk_runtime.image_limits import SIGNATURES

@@ -22,7 +22,8 @@ from PIL import Image
 from sbtk_cli.index import final_sentence
 from sbtk_cli.main import main
 from sbtk_cli.options import Stopping, Terminated, stops_between_photos
-from sbtk_runtime.engines.registry import Engine, open_engine
+from sbtk_runtime.engines.base import Engine
+from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.gallery.update import IndexReport
 from tests.tiny import tiny_bundle, tiny_photo
 from tests.tiny_regions import tiny_map_bundle

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from sbtk_cli.main import main
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.contact_sheet import contact_sheet
-from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.errors import BadModel, EmptySketch, ModelMismatch
 from sbtk_runtime.evaluation.bench.interleave import measure_stages
 from sbtk_runtime.gallery.gallery import Gallery

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.engines import onnxruntime as engine_onnxruntime
-from sbtk_runtime.engines.base import EngineOptions, EngineRequest, Notify, no_notify
+from sbtk_runtime.engines.base import Engine, EngineOptions, EngineRequest, Notify, no_notify
 from sbtk_runtime.engines.cuda import CudaDevice
-from sbtk_runtime.engines.registry import Engine
 from sbtk_runtime.engines.session import validate_embeddings
 from sbtk_runtime.engines.tensorrt.cache import PlanCache
 from sbtk_runtime.engines.tensorrt.engine import ReadyPlan, open_plan

@@ -149,7 +149,7 @@ def probe_tensorrt(module: str = "tensorrt") -> str:
 
 
 class TensorRtEngine:
-    """One plan on one GPU; see `sbtk_runtime.engines.registry.Engine`.
+    """One plan on one GPU; see `sbtk_runtime.engines.base.Engine`.
 
     Batches of any size are split into chunks of at most `largest_batch` images.
 

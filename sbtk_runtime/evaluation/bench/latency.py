@@ -16,9 +16,9 @@ import numpy as np
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.embedding.embedder import Embedder
-from sbtk_runtime.engines.base import DEFAULT_OPTIONS, EngineInfo, EngineOptions
+from sbtk_runtime.engines.base import AUTO, DEFAULT_OPTIONS, EngineInfo, EngineOptions
 from sbtk_runtime.engines.cuda import checked, cuda_runtime, find_device
-from sbtk_runtime.engines.registry import AUTO, open_engine
+from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.errors import BadModel, EngineUnavailable, MissingExtra, SbtkError
 from sbtk_runtime.evaluation.bench.floor import (
     Floor,

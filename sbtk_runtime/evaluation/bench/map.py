@@ -14,7 +14,8 @@ import numpy as np
 
 from sbtk_runtime.binary_codes import Itq, check_bits
 from sbtk_runtime.bundle import onnx_name
-from sbtk_runtime.embedding.embedder import Embedder, Failed
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Failed
 from sbtk_runtime.errors import BadData
 from sbtk_runtime.evaluation.metrics import (
     AP_CUTS,

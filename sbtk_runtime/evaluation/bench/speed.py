@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.base import AUTO, EngineInfo, EngineOptions, Notify, no_notify
-from sbtk_runtime.engines.registry import Engine, open_engine, probe_engines
+from sbtk_runtime.engines.base import AUTO, Engine, EngineInfo, EngineOptions, Notify, no_notify
+from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.engines.tensorrt.pipeline import DeviceTimes
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable, MissingExtra
 from sbtk_runtime.evaluation.bench.floor import Floor, Product, compute_floor, times_floor

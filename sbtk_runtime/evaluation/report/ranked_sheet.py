@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from sbtk_runtime.embedding.embedder import Embedder, Failed
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Failed
 from sbtk_runtime.errors import BadConfig, BadData
 from sbtk_runtime.evaluation.bench.map import LabelledImages
 from sbtk_runtime.evaluation.metrics import evaluate

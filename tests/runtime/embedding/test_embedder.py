@@ -25,8 +25,8 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embedding.embedder import Embedded, Embedder, Failed, Timings
-from sbtk_runtime.embedding.stream import MemoryBudget
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded, Failed, MemoryBudget, Timings
 from sbtk_runtime.errors import BadConfig, BadData, BadImage, BadModel, EngineUnavailable
 from sbtk_runtime.preprocess import prepare
 from tests.processes import run_python
@@ -379,7 +379,8 @@ def _peak_mb(folder: Path, paths: list[Path], threads: int) -> int:
     """Return the largest resident memory of a process that embeds the files, in MB."""
     script = (
         "import pathlib, sys\n"
-        "from sbtk_runtime.embedding.embedder import Embedded, Embedder\n"
+        "from sbtk_runtime.embedding.embedder import Embedder\n"
+        "from sbtk_runtime.embedding.stream import Embedded\n"
         "from sbtk_runtime.machine import peak_resident_bytes\n"
         "paths = [pathlib.Path(line) for line in sys.stdin.read().splitlines()]\n"
         "with Embedder(sys.argv[1], threads=int(sys.argv[2])) as embedder:\n"

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embedding.embedder import Embedded, Embedder
-from sbtk_runtime.engines.base import EngineOptions, EngineRequest
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded
+from sbtk_runtime.engines.base import Engine, EngineOptions, EngineRequest
 from sbtk_runtime.engines.cuda import find_device
-from sbtk_runtime.engines.registry import Engine, open_engine
+from sbtk_runtime.engines.registry import open_engine
 from sbtk_runtime.engines.tensorrt.build import BuildSettings
 from sbtk_runtime.engines.tensorrt.check import LEAST_COSINE, require_sound
 from sbtk_runtime.engines.tensorrt.engine import TensorRtEngine, open_tensorrt, ready_plan

@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 
 from sbtk_cli.main import main
 from sbtk_runtime.bundle import Bundle, pretrained_folder
-from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.engines.base import EngineOptions
 from sbtk_runtime.engines.registry import open_engine, probe_engines
 from sbtk_runtime.errors import BadConfig, BadModel, EngineUnavailable

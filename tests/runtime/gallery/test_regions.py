@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.embedding.embedder import Embedded, Embedder
+from sbtk_runtime.embedding.embedder import Embedder
+from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel, LargeImage
 from sbtk_runtime.gallery import gallery as gallery_module
 from sbtk_runtime.gallery.export import export_gallery

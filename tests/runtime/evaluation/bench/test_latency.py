@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.bundle import Bundle
-from sbtk_runtime.engines.base import EngineInfo, EngineOptions
-from sbtk_runtime.engines.registry import ENGINE_NAMES, Embeddings, open_engine, probe_engines
+from sbtk_runtime.engines.base import Embeddings, EngineInfo, EngineOptions
+from sbtk_runtime.engines.registry import ENGINE_NAMES, open_engine, probe_engines
 from sbtk_runtime.engines.tensorrt.pipeline import DeviceTimes
 from sbtk_runtime.errors import BadModel, EngineUnavailable
 from sbtk_runtime.evaluation.bench import latency as bench_latency
