@@ -41,6 +41,9 @@ _SCORED_OF_A_PHOTO, _LEAST_SCORED, _SCORED_PER_HIT = 3, 200, 2
 
 #: Number of photos that diffusion reorders; whole photos are found better than with 400.
 RERANKED = 600
+#: The share of whole frames in how alike two photos are. Without it, things of a third of the side
+#: are found a little better, and whole photos less well than without regions.
+_WHOLE_SHARE = np.float32(0.4)
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,20 @@ class RegionSearch:
     def diffuse(self, found: Found) -> Found:
         """Return the first photos in another order, in which similar photos pull each other up.
 
-        Each is compared by the region, or whole frame, that it was found by: photos of the same
-        thing need not resemble each other as a whole.
+        They are compared by the regions, or whole frames, that they were found by, since photos of
+        the same thing need not resemble each other as a whole, and also by their whole frames.
         """
-        places = np.where(found.regions < 0, found.rows, found.regions)[:RERANKED]
-        embeddings = self._vectors.embeddings(places)
-        near = nearest_rows(embeddings, embeddings, NEIGHBOURS, skip_self=True)
+        rows = found.rows[:RERANKED]
+        parts = np.where(found.regions < 0, found.rows, found.regions)[:RERANKED]
+        # The cosine of these rows is the weighted mean of both cosines.
+        both = np.concatenate(
+            [
+                self._vectors.embeddings(parts) * np.sqrt(1 - _WHOLE_SHARE),
+                self._vectors.embeddings(rows) * np.sqrt(_WHOLE_SHARE),
+            ],
+            axis=1,
+        )
+        near = nearest_rows(both, both, NEIGHBOURS, skip_self=True)
         keys = diffuse(found.scores[:RERANKED], *near)
         best = np.argsort(-keys, kind="stable")
         order = np.concatenate([best, np.arange(len(best), len(found.rows))])

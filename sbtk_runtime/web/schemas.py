@@ -59,8 +59,7 @@ class HitAnswer(BaseModel):
 
     rank: int = Field(ge=1)
     score: float = Field(
-        description="A cosine, at most 1; of a region, less what all regions have in common, which "
-        "may be above 1."
+        description="A cosine, at most 1; of a region, less what all regions have in common."
     )
     id: int
     path: str | None = Field(None, description=_PATH)

@@ -19,6 +19,7 @@ from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadModel, LargeImage
 from sbtk_runtime.gallery import gallery as gallery_module
+from sbtk_runtime.gallery import region_search
 from sbtk_runtime.gallery.export import export_gallery
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.gallery.index import drop_photos
@@ -211,7 +212,7 @@ def test_pages_of_hits_continue_in_order_also_in_a_folder(
 def diffused_by_loop(
     folder: Path, embedder: Embedder, photos: Path, query: NDArray[np.float32]
 ) -> dict[str, float]:
-    """Return the sort key of each photo by diffusion between the parts that they are found by."""
+    """Return the sort key of each photo by diffusion between parts and whole frames."""
     whole, regions = {}, {}
     for item in embed_photos(embedder, sorted(photos.iterdir()), grid_of(16)):
         assert isinstance(item, Embedded)
@@ -225,7 +226,15 @@ def diffused_by_loop(
         is_whole = row @ query >= theirs.max()
         parts[name] = row if is_whole else regions[name][int(theirs.argmax())]
     order = sorted(scores, key=lambda name: -scores[name])
-    alike = np.array([[parts[a] @ parts[b] if a != b else -9.0 for b in order] for a in order])
+    alike = np.array(
+        [
+            [
+                0.6 * (parts[a] @ parts[b]) + 0.4 * (whole[a] @ whole[b]) if a != b else -9.0
+                for b in order
+            ]
+            for a in order
+        ]
+    )
     near = np.argsort(-alike, axis=1, kind="stable")[:, :NEIGHBOURS]
     keys = diffuse(
         np.array([scores[name] for name in order], dtype=np.float32),
@@ -244,6 +253,8 @@ def test_diffusion_compares_the_parts_that_photos_were_found_by(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(gallery_module, "EXACT_BELOW", 1)
+    # So that codes of so few dimensions cannot miss the best region of a photo.
+    monkeypatch.setattr(region_search, "_SCORED_OF_A_PHOTO", 16)
     is_changed = False
     for colour in COLOURS:
         # Not quite a colour of the photos, so that whole frames and regions are among the hits.
