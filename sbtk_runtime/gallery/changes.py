@@ -101,7 +101,7 @@ _IS_KNOWN = "SELECT EXISTS (SELECT 1 FROM photos WHERE sha256 = ? AND removed_in
 
 
 class Changes:
-    """The differences between the photos below some roots and the catalogue.
+    """The differences between the photos below some roots and the catalogue, until committed.
 
     Args:
         catalogue: the writer's.
