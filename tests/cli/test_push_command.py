@@ -130,6 +130,7 @@ def test_a_collection_gives_a_contact_sheet_and_paths(
     assert main([*words, "--paths0"]) == 0
 
 
+@pytest.mark.slow
 def test_usage_errors_are_refused(
     url: str, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_gallery_is_pushed_and_queried(
         assert [hit["score"] for hit in there] == pytest.approx([hit["score"] for hit in local])
 
 
+@pytest.mark.slow
 def test_usage_errors_are_refused(
     url: str, capsys: pytest.CaptureFixture[str], workplace: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_run_writes_the_documented_files(data: Path, tmp_path: Path) -> None:
 
 
 @NEEDS_GLIBC
+@pytest.mark.slow
 def test_a_run_keeps_memory_for_its_next_step(data: Path, tmp_path: Path) -> None:
     """In a process of its own, in which no other test has left free memory."""
     (tmp_path / "run").mkdir()

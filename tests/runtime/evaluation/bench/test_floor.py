@@ -87,6 +87,7 @@ def test_no_processor_saturates_the_int8_product(size: int) -> None:
     assert not np.array_equal(saturating_product(brightest, wide), exact)
 
 
+@pytest.mark.slow
 def test_openvino_gives_the_same_without_vnni() -> None:
     """Use its kernels for AVX2; the variable has an effect only on x86-64."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
