@@ -78,16 +78,14 @@ def test_a_run_keeps_memory_for_its_next_step(data: Path, tmp_path: Path) -> Non
     (tmp_path / "run").mkdir()
     code = (
         "import sys; from pathlib import Path; import tests.train.runs.test_run as here; "
-        "print(*here.cleared_in_a_run(Path(sys.argv[1]), Path(sys.argv[2])))"
+        "print(here.cleared_in_a_run(Path(sys.argv[1]), Path(sys.argv[2])))"
     )
-    during, after = map(int, run_python(code, data, tmp_path / "run").split())
     # What the next epoch has already taken is not there for the block.
-    assert during < _BLOCK_BYTES / 2
-    assert after > _BLOCK_BYTES * 7 / 8
+    assert int(run_python(code, data, tmp_path / "run")) < _BLOCK_BYTES / 2
 
 
-def cleared_in_a_run(data: Path, folder: Path) -> tuple[int, int]:
-    """Return how much of a block the system clears in the second epoch, and after the run."""
+def cleared_in_a_run(data: Path, folder: Path) -> int:
+    """Return how much of a block the system clears after the second epoch."""
     cleared = []
 
     def listener(event: object) -> None:
@@ -95,7 +93,7 @@ def cleared_in_a_run(data: Path, folder: Path) -> tuple[int, int]:
             cleared.append(cleared_bytes(_BLOCK_BYTES))
 
     train(tiny_config(data), folder, listener)
-    return cleared[1], cleared_bytes(_BLOCK_BYTES)
+    return cleared[1]
 
 
 @pytest.mark.slow
