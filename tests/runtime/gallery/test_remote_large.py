@@ -141,9 +141,10 @@ def test_a_large_collection_of_codes_follows_changes(
     changed = itq.codes(clustered_vectors(CHANGED, DIM, seed=5))
     later = np.concatenate([changed, codes[CHANGED:-GONE]])
     code_gallery_of(tmp_path / "later.sbtk", later, itq, commit_every=4096, changed=CHANGED)
+    has_index = isinstance(server, PostgresServer)
     said: list[str] = []
     assert counts(push(tmp_path / "first.sbtk", url, said)) == (COUNT, 0, 0)
-    assert any("building the index" in text for text in said) is isinstance(server, PostgresServer)
+    assert any("building the index" in text for text in said) is has_index
     assert counts(push(tmp_path / "first.sbtk", url)) == (0, COUNT, 0)
     same = COUNT - CHANGED - GONE
     assert counts(push(tmp_path / "later.sbtk", url)) == (CHANGED, same, GONE)
@@ -153,14 +154,16 @@ def test_a_large_collection_of_codes_follows_changes(
     ):
         equal = 0
         ways: list[tuple[Queries, Search]] = [(local, "exact"), (there, "exact"), (there, "auto")]
-        for query in clustered_vectors(20, DIM, of=COUNT):
+        # Milvus compares all codes where it is to be exact.
+        queries = clustered_vectors(20 if has_index else 5, DIM, of=COUNT)
+        for query in queries:
             scores = [
                 [round(hit.score, 6) for hit in one.answer(query, 10, search, fold=False).hits]
                 for one, search in ways
             ]
             assert scores[1] == scores[0]
             equal += scores[2] == scores[0]
-        assert equal >= 18
+        assert equal >= 0.9 * len(queries)
         for folder in ("/photos/0000", "/photos/1999", "/photos/2049"):
             mine, theirs = (
                 {
