@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from sbtk_runtime.bundle import Bundle
 from sbtk_runtime.gallery.catalogue import Origin
@@ -47,6 +48,19 @@ FLOWER_SKETCH = Path(__file__).parents[2] / "demo" / "sketches" / "flower.png"
 FAMILY = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}.png"
 
 
+# Storage of a tab that is full but for 100 characters.
+_FILL_STORAGE = """() => {
+    let free = "x".repeat(1 << 24);
+    for (let i = 0; free.length > 0; ) {
+        try {
+            sessionStorage.setItem(`other-${i}`, free);
+            i += 1;
+        } catch {
+            free = free.slice(0, free.length >> 1);
+        }
+    }
+    sessionStorage.setItem("other-0", sessionStorage.getItem("other-0").slice(100));
+}"""
 # Firefox restores form fields on reload, while it parses the page.
 _AS_FIREFOX_RELOADS = """{
     const observer = new MutationObserver(() => {
@@ -253,6 +267,31 @@ def test_an_image_and_the_strokes_over_it_survive_a_reload(visit: Visit, is_trac
     with visit.new_hits(are_recent=is_traced):
         visit.page.get_by_role("button", name="Undo").click()
     assert visit.page.locator("#traced-layer").is_visible() == is_traced
+
+
+def test_a_large_image_survives_a_reload(visit: Visit, tmp_path: Path) -> None:
+    # A drawing on paper, photographed: its grain makes a PNG larger than what browsers store.
+    paper = np.random.default_rng(5).integers(200, 248, (1024, 1024, 3), dtype=np.uint8)
+    paper[300:340, 200:800] = 30
+    Image.fromarray(paper).save(tmp_path / "paper.png")
+    assert (tmp_path / "paper.png").stat().st_size > 2_000_000
+    with visit.new_hits(), visit.page.expect_file_chooser() as chosen:
+        visit.page.get_by_role("button", name="Open image").click()
+        chosen.value.set_files(tmp_path / "paper.png")
+    ink = visit.ink()
+    visit.page.reload()
+    visit.page.wait_for_selector('#results[data-shown="sketch"][aria-busy="false"]')
+    assert visit.ink() == pytest.approx(ink, rel=0.05)
+    assert "too large" not in visit.page.locator("body").inner_text()
+
+
+def test_a_sketch_that_storage_has_no_room_for_is_missed_aloud(visit: Visit) -> None:
+    with visit.new_hits():
+        visit.stroke(ROOF)
+    visit.page.evaluate(_FILL_STORAGE)
+    visit.page.reload()
+    visit.page.get_by_text("too large to keep").wait_for()
+    assert visit.ink() == 0
 
 
 def test_restored_radio_buttons_are_reset(browser: Browser, server: ServeProcess) -> None:

@@ -1,5 +1,6 @@
 // What survives a reload: the drawing, in the session storage of the tab, and the command that starts the server.
 
+import { showToast } from "./dom.js";
 import { loadImage } from "./upload.js";
 
 /** @typedef {import("./drawing.js").Drawing} Drawing */
@@ -11,6 +12,8 @@ const SKETCH_KEY = "sbtk-sketch";
 const COMMAND_KEY = "sbtk-command";
 // Strokes are not rounded: a sketch that comes back finds the same photos. Browsers permit some 5 million.
 const MAX_CHARACTERS = 2_500_000;
+// Saved instead of a drawing that is larger.
+const TOO_LARGE = JSON.stringify("too large");
 
 /**
  * Saves the drawing when the page is left. Phones end pages that are hidden without telling them.
@@ -18,13 +21,10 @@ const MAX_CHARACTERS = 2_500_000;
  */
 export function saveSketchOnExit(drawing) {
   const save = () => {
-    try {
-      const text = savedText(drawing);
-      if (text.length <= MAX_CHARACTERS) sessionStorage.setItem(SKETCH_KEY, text);
-      else sessionStorage.removeItem(SKETCH_KEY);
-    } catch {
-      // Storage is blocked or full: the sketch is not restored.
+    for (const text of savedTexts(drawing)) {
+      if (text.length <= MAX_CHARACTERS && store(text)) return;
     }
+    store(TOO_LARGE);
   };
   window.addEventListener("pagehide", save);
   document.addEventListener("visibilitychange", () => {
@@ -33,21 +33,41 @@ export function saveSketchOnExit(drawing) {
 }
 
 /**
- * @param {Drawing} drawing
- * @returns {string}
+ * @param {string} text
+ * @returns {boolean} false if storage is blocked or full
  */
-function savedText({ visible }) {
+function store(text) {
+  try {
+    sessionStorage.setItem(SKETCH_KEY, text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Yields texts that restore the drawing, the most exact one first.
+ * @param {Drawing} drawing
+ */
+function* savedTexts({ visible }) {
   const strokes = visible.filter((mark) => mark.kind === "stroke");
   const [first] = visible;
-  return JSON.stringify({ strokes, image: first?.kind === "image" ? savedImage(first) : null });
+  if (first?.kind !== "image") {
+    yield JSON.stringify({ strokes, image: null });
+    return;
+  }
+  // A drawing on paper that was photographed is several times as large as PNG.
+  if (first.image.kind === "sketch") yield JSON.stringify({ strokes, image: savedImage(first, "image/png") });
+  yield JSON.stringify({ strokes, image: savedImage(first, "image/webp") });
 }
 
 /**
  * @param {ImageMark} mark
+ * @param {string} type
  * @returns {SavedImage}
  */
-function savedImage({ image: { pixels, name, kind }, isTraced = false }) {
-  return { url: pixels.toDataURL(kind === "sketch" ? "image/png" : "image/webp", 0.92), name, kind, isTraced };
+function savedImage({ image: { pixels, name, kind }, isTraced = false }, type) {
+  return { url: pixels.toDataURL(type, 0.92), name, kind, isTraced };
 }
 
 /**
@@ -56,7 +76,12 @@ function savedImage({ image: { pixels, name, kind }, isTraced = false }) {
  */
 export async function restoreSketch(drawing) {
   try {
-    const { strokes, image } = JSON.parse(sessionStorage.getItem(SKETCH_KEY) ?? "{}");
+    const saved = sessionStorage.getItem(SKETCH_KEY) ?? "{}";
+    if (saved === TOO_LARGE) {
+      showToast("The sketch was too large to keep while the page reloaded.");
+      return;
+    }
+    const { strokes, image } = JSON.parse(saved);
     const isOurs = Array.isArray(strokes) && strokes.every(isStroke);
     if (!isOurs) return;
     if (image === null) {
