@@ -47,6 +47,12 @@ _MISSPELT = {
 }
 
 
+def read_imagenet_synsets() -> list[str]:
+    """Return the WordNet ids of ImageNet's thousand classes, in a classifier's order."""
+    file = resources.files("sbtk_train.data").joinpath("imagenet_synsets.txt")
+    return file.read_text("ascii").split()
+
+
 def class_key(name: str) -> str:
     """Return the key of a class name; names with equal keys mean the same class.
 

@@ -27,6 +27,7 @@ from sbtk_train.data.class_names import (
     class_key,
     is_near,
     is_plural,
+    read_imagenet_synsets,
     read_names,
     visible_text,
     without_addition,
@@ -76,7 +77,8 @@ def open_class_map(name_or_file: str) -> ClassMap:
 
     Raises:
         BadConfig: there is no such map, or the file has anything but a table `classes` of names and
-            a table `imagenet` of lists of names, or two values for spellings of one class.
+            a table `imagenet` of lists of ids of ImageNet's thousand classes, or two values for
+            spellings of one class.
     """
     if not name_or_file:
         return ClassMap()
@@ -107,6 +109,13 @@ def open_class_map(name_or_file: str) -> ClassMap:
             f"the class map {name_or_file} gives {wrong[0]!r} a value of the wrong type",
             "a class name; in [imagenet] a list of WordNet ids",
         )
+    known = set(read_imagenet_synsets())
+    for name, ids in imagenet.items():
+        if strange := [each for each in ids if each not in known]:
+            raise BadConfig(
+                f"the class map {name_or_file} gives {name!r} the ImageNet class {strange[0]!r}",
+                "a WordNet id of ImageNet-1k, such as n02701002",
+            )
     for table in (classes, imagenet):
         keys: dict[str, str] = {}
         for name, value in table.items():

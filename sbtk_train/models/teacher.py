@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sbtk_runtime.errors import BadConfig, BadModel
+from sbtk_runtime.errors import BadModel
 from sbtk_runtime.files import atomic_path, sha256_of_file
 from sbtk_runtime.preprocess import CROPPED, PREPROCESSING, SIZE_PX
 from sbtk_train.batches.augment import normalise
 from sbtk_train.batches.pixels import PixelStore
 from sbtk_train.compute import Compute
+from sbtk_train.data.class_names import read_imagenet_synsets
 from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES, Classifier, CseTrunk
 from sbtk_train.progress import Notify
@@ -92,13 +92,12 @@ def make_soft_labels(
     counts = torch.bincount(labels, minlength=len(training.classes)).unsqueeze(1)
     result = functional.softmax(sums / counts.clamp(min=1), dim=1)
     for label in torch.nonzero(counts[:, 0] == 0).flatten().tolist():
-        name = training.classes[label]
-        result[label] = make_stand_in_label(classifier.weight, stand_ins[name], name)
+        result[label] = make_stand_in_label(classifier.weight, stand_ins[training.classes[label]])
     write_cached(path, result.numpy())
     return result, key
 
 
-def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Tensor:
+def make_stand_in_label(weight: Tensor, synsets: Sequence[str]) -> Tensor:
     """Return the soft label `(1000,) float32` of a class without photos.
 
     It is the softmax of the scaled cosines between each ImageNet class's weights and the mean of
@@ -108,27 +107,11 @@ def make_stand_in_label(weight: Tensor, synsets: Sequence[str], name: str) -> Te
     Args:
         weight: `(1000, F)`, the classifier's weights.
         synsets: WordNet ids of ImageNet classes.
-        name: the class, for messages.
-
-    Raises:
-        BadConfig: an id is not one of ImageNet's thousand classes.
     """
     known = {wnid: row for row, wnid in enumerate(read_imagenet_synsets())}
-    strange = [each for each in synsets if each not in known]
-    if strange:
-        raise BadConfig(
-            f"the class map gives {name!r} the ImageNet class {strange[0]!r}",
-            "a WordNet id of ImageNet-1k, such as n02701002",
-        )
     units = functional.normalize(weight.float() - weight.float().mean(0), dim=1).cpu()
     prototype = functional.normalize(units[[known[each] for each in synsets]].mean(0), dim=0)
     return functional.softmax(_STAND_IN_SCALE * units @ prototype, dim=0)
-
-
-def read_imagenet_synsets() -> list[str]:
-    """Return the WordNet ids of ImageNet's thousand classes, in a classifier's order."""
-    file = resources.files("sbtk_train.models").joinpath("imagenet_synsets.txt")
-    return file.read_text("ascii").split()
 
 
 def cache_folder() -> Path:

@@ -27,13 +27,12 @@ from numpy.typing import NDArray
 
 from sbtk_runtime.errors import BadData, MissingExtra
 from sbtk_runtime.files import sha256_of_file, write_atomically
-from sbtk_train.data.class_names import joined_key
+from sbtk_train.data.class_names import joined_key, read_imagenet_synsets
 from sbtk_train.data.image_set import ImageSet
 from sbtk_train.models.backbone import IMAGENET_CLASSES
 from sbtk_train.models.teacher import (
     cache_folder,
     read_cached,
-    read_imagenet_synsets,
     write_cached,
 )
 from sbtk_train.progress import Notify

@@ -159,6 +159,14 @@ def test_bad_class_maps_are_refused(tmp_path: Path, text: str) -> None:
         open_class_map(str(path))
 
 
+@pytest.mark.parametrize("wnid", ["n00000001", "2701002", "ambulance", "N02701002"])
+def test_ids_that_are_no_imagenet_class_are_refused_by_name(tmp_path: Path, wnid: str) -> None:
+    path = tmp_path / "map.toml"
+    path.write_text(f'[imagenet]\nkite = ["n02701002", "{wnid}"]\n')
+    with pytest.raises(BadConfig, match=f"'kite' the ImageNet class '{wnid}'"):
+        open_class_map(str(path))
+
+
 def test_included_class_maps_name_no_unseen_class_of_sketchy() -> None:
     assert list_class_maps() == ["quickdraw-caltech"]
     names = open_class_map("quickdraw-caltech")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from sbtk_runtime.errors import BadData, MissingExtra
+from sbtk_train.data.class_names import read_imagenet_synsets
 from sbtk_train.data.dataset import read_dataset
 from sbtk_train.data.image_set import ImageSet, select_classes
 from sbtk_train.data.splits import open_split
-from sbtk_train.models.teacher import read_imagenet_synsets
 from sbtk_train.objectives import semantic
 from sbtk_train.objectives.semantic import (
     Lineage,
