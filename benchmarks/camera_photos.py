@@ -23,13 +23,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.commands import run, run_sbtk
-from benchmarks.photos import add_photos_option, copy_photos, list_photos
+from benchmarks.photos import add_photos_option, copy_photos, list_photos, save_as_a_camera
 from benchmarks.result import Result, print_result
 from sbtk_runtime.embedding.embedder import Embedder
 from sbtk_runtime.embedding.stream import Embedded
 from sbtk_runtime.machine import cpu_threads
 
-_SIDE_PX, _QUALITY, _NOISE = 4_000, 92, 4.0
+_SIDE_PX = 4_000
 _PREVIEWS_PX = (1_620, 1_024, 640, 512, 320, 160)
 _PREVIEW_QUALITY = 80
 
@@ -63,10 +63,9 @@ def enlarge(source: Path, target: Path) -> None:
     random = np.random.default_rng(0)
     for path in list_photos(source):
         with Image.open(path) as opened:
-            large = _resized(opened.convert("RGB"), _SIDE_PX)
-        noise = random.normal(0, _NOISE, (large.height, large.width, 1))
-        pixels = np.clip(np.asarray(large) + noise.astype(np.int16), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(target / f"{path.stem}.jpg", quality=_QUALITY)
+            photo = opened.convert("RGB")
+        size_px = _size_px(photo, _SIDE_PX)
+        save_as_a_camera(photo, size_px, target / f"{path.stem}.jpg", random)
 
 
 def measure_indexing(folder: Path, scratch: Path, repeats: int, named: str) -> Result:
@@ -133,7 +132,7 @@ def measure_previews(folder: Path, scratch: Path, named: str) -> Result:
             scratch.mkdir()
             for path in paths:
                 with Image.open(path) as image:
-                    small = _resized(image, side_px)
+                    small = image.resize(_size_px(image, side_px), Image.Resampling.LANCZOS)
                 small.save(scratch / path.name, quality=_PREVIEW_QUALITY)
             found, seconds = _embedded(embedder, list_photos(scratch))
             shutil.rmtree(scratch)
@@ -159,10 +158,10 @@ def _embedded(embedder: Embedder, paths: list[Path]) -> tuple[np.ndarray, float]
     return np.stack([item.row for item in items if isinstance(item, Embedded)]), seconds
 
 
-def _resized(image: Image.Image, side_px: int) -> Image.Image:
+def _size_px(image: Image.Image, side_px: int) -> tuple[int, int]:
+    """Return width and height of an image with a longer side of `side_px`."""
     scale = side_px / max(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return round(image.width * scale), round(image.height * scale)
 
 
 def _ms(seconds: float) -> str:

@@ -17,6 +17,7 @@ from sbtk_runtime.images import SUFFIXES
 
 _JPEG_QUALITY = 88
 _LEAST_SHARE = 0.7
+_CAMERA_QUALITY, _NOISE = 92, 4.0
 
 
 def add_photos_option(parser: argparse.ArgumentParser, purpose: str = "photos to index") -> None:
@@ -55,6 +56,20 @@ def copy_photos(source: Path | None, count: int, folder: Path) -> str:
         path = found[index * len(found) // count]
         shutil.copyfile(path, folder / f"{index:06d}{path.suffix.lower()}")
     return f"{count:,} photos of {source.name}"
+
+
+def save_as_a_camera(
+    photo: Image.Image, size_px: tuple[int, int], path: Path, random: np.random.Generator
+) -> None:
+    """Write an RGB photo as JPEG of another size, with noise.
+
+    It is as large as a camera's file, and takes as long to decode; enlarged alone, a photo has no
+    details that cost time.
+    """
+    large = photo.resize(size_px, Image.Resampling.LANCZOS)
+    noise = random.normal(0, _NOISE, (large.height, large.width, 1))
+    pixels = np.clip(np.asarray(large) + noise.astype(np.int16), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=_CAMERA_QUALITY)
 
 
 def reencode_photos(source: Path | None, count: int, folder: Path, seed: int = 0) -> str:

@@ -34,7 +34,7 @@ from benchmarks.drawings import (
     require_held_out,
     require_no_others,
 )
-from benchmarks.photos import list_photos
+from benchmarks.photos import list_photos, save_as_a_camera
 from benchmarks.reranking import clean_drawings
 from benchmarks.result import Result, print_result
 from sbtk_runtime import Embedder
@@ -84,12 +84,14 @@ class Quality:
         distracted: mAP@all with distractors.
         right_rank: median rank of the photo that a sketch was drawn from; NaN for clean drawings.
         in_ten: share of sketches with that photo in the first ten; NaN for clean drawings.
+        by_class: mAP@all with distractors of each class.
     """
 
     precision: float
     distracted: float
     right_rank: float
     in_ten: float
+    by_class: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -145,13 +147,16 @@ def measure(
     sketches = np.stack(
         [embedder.embed_one(image_bytes(each), "sketch")[0] for each in images.sketches]
     )
-    rows, figures = [], {}
+    rows: list[list[str]] = []
+    figures: dict[str, object] = {}
     for name in (*SIDES, _WHOLE):
         gallery = scratch / f"{folders[name].name}.sbtk"
         update_gallery(gallery, [folders[name], folders[_OTHERS]], embedder, regions=regions)
         with Gallery.open(gallery) as opened:
+            without: dict[Rerank, Quality] = {}
             for is_with, rerank in itertools.product((False, True), _RERANKS):
                 found = quality(opened, sketches, images, regions=is_with, rerank=rerank)
+                without.setdefault(rerank, found)
                 regions_text = "with" if is_with else "without"
                 figures[f"{name}, {regions_text}, {rerank}"] = vars(found)
                 rows.append(
@@ -161,6 +166,7 @@ def measure(
                         rerank,
                         f"{found.precision:.3f}",
                         f"{found.distracted:.3f}",
+                        _change(without[rerank], found) if is_with else "",
                         "" if math.isnan(found.right_rank) else f"{found.right_rank:,.0f}",
                         "" if math.isnan(found.in_ten) else f"{found.in_ten:.1%}",
                     ]
@@ -175,12 +181,14 @@ def measure(
             "re-ranking",
             "mAP@all",
             f"among {_DISTRACTORS} distractors",
+            "change by regions",
             "median rank",
             "in the first ten",
         ],
         rows=rows,
         figures=figures,
         notes=[
+            "change by regions: among distractors, ± its standard error over classes",
             "rank, first ten: among distractors, of the scene or photo with the photo that the "
             "sketch was drawn from",
             f"{len(sketches)} sketches of {', '.join(images.classes)}; each gallery has a scene "
@@ -197,6 +205,12 @@ def measure(
         notes=["a search: without embedding the sketch; bytes: the whole gallery folder", engine],
     )
     return found_things, costing
+
+
+def _change(before: Quality, after: Quality) -> str:
+    changes = np.array(after.by_class) - np.array(before.by_class)
+    error = changes.std(ddof=1) / math.sqrt(len(changes))
+    return f"{changes.mean():+.4f} ± {error:.4f}"
 
 
 def _first_photos(images: ImageSet) -> ImageSet:
@@ -290,6 +304,10 @@ def quality(
         float(np.mean(distracted)),
         float(np.median(ranks)) if ranks else math.nan,
         float(np.mean(np.array(ranks) <= 10)) if ranks else math.nan,
+        tuple(
+            float(np.mean(np.array(distracted)[images.sketch_labels == label]))
+            for label in range(len(images.classes))
+        ),
     )
 
 
@@ -353,8 +371,9 @@ def _speed(gallery: Path, regions: int | None, roots: Sequence[Path], embedder: 
 def _large_photos(scratch: Path, folders: dict[str, Path], count: int) -> Path:
     folder = scratch / "large"
     folder.mkdir()
+    random = np.random.default_rng(0)
     for path in sorted(folders["a third"].iterdir())[:count]:
-        Image.open(path).resize(_LARGE_PX, Image.Resampling.BICUBIC).save(folder / path.name)
+        save_as_a_camera(Image.open(path).convert("RGB"), _LARGE_PX, folder / path.name, random)
     return folder
 
 
