@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import click
 
@@ -51,6 +51,7 @@ to stop; the next run resumes.
 \b
 sbtk open ~/Pictures
 sbtk open ~/Pictures /media/camera
+sbtk open ~/Pictures --regions
 sbtk open --gallery all.sbtk
 """
 
@@ -63,6 +64,10 @@ sbtk open --gallery all.sbtk
     metavar="FOLDER",
     help="The gallery's folder.  [default: one in your data folder]",
 )
+@options.regions(
+    "Also embed N regions of each photo (9 or 16, by default 16), to find things in photos. Give "
+    "it after PHOTOS. Stored in the gallery."
+)
 @options.port("Port to listen on; if it is in use, another one is chosen.")
 @click.option("--no-browser", is_flag=True, help="Print the page's address, but do not open it.")
 @options.read_only
@@ -72,6 +77,7 @@ sbtk open --gallery all.sbtk
 def command(
     photos: tuple[Path, ...],
     gallery: Path | None,
+    regions: int | None,
     port: int,
     no_browser: bool,
     read_only: bool,
@@ -123,7 +129,7 @@ def command(
                     listener=watcher.update,
                 )
                 assert service.indexer is not None
-                service.indexer.update(photos)
+                service.indexer.update(photos, regions)
                 with service:
                     from sbtk_runtime.web.server import serve
 
@@ -142,7 +148,7 @@ def command(
             # The gallery itself names no model while nothing is published.
             check_model(folder, other.model_id, bundle.manifest.preprocessing, bundle)
         output.notice(f"{other.found}, with the options given there: updating it", quiet=quiet)
-        refusal = update_at(other.address, photos)
+        refusal = update_at(other.address, photos, regions)
         if refusal is not None:
             output.notice(f"the photos were not updated: {refusal}")
         output.answer(other.address)
@@ -232,8 +238,13 @@ def claim_server(folder: Path) -> Iterator[ServerRecord]:
         os.close(descriptor)
 
 
-def update_at(address: str, roots: Sequence[Path]) -> SbtkError | None:
+def update_at(address: str, roots: Sequence[Path], regions: int | None) -> SbtkError | None:
     """Ask the server at `address` to index folders; all of its folders if there are none.
+
+    Args:
+        address: of the server.
+        roots: the folders and files.
+        regions: keep so many regions of each photo; by default what the gallery keeps.
 
     Returns:
         why it changes nothing, if it was started so.
@@ -242,9 +253,10 @@ def update_at(address: str, roots: Sequence[Path]) -> SbtkError | None:
         SbtkError: it refuses, or does not respond.
     """
     for root in roots or (None,):
-        name = "" if root is None else f"?under={quote(os.fsencode(root.absolute()), safe='/')}"
+        named = {} if root is None else {"under": os.fsencode(root.absolute())}
+        wanted = named if regions is None else named | {"regions": regions}
         request = urllib.request.Request(  # noqa: S310 -- a loopback address of sbtk itself
-            f"{address}v1/indexing{name}", method="POST"
+            f"{address}v1/indexing?{urlencode(wanted)}", method="POST"
         )
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310

@@ -39,6 +39,7 @@ def index(
     checksum: bool = False,
     bits: int | None = None,
     shard: str | None = None,
+    regions: int | None = None,
     progress: Progress = lambda done, total, rate: None,
     notify: Notify = no_notify,
 ) -> IndexReport:
@@ -58,14 +59,16 @@ def index(
         checksum: compare the content of files instead of size and modification time.
         bits: create a binary gallery, with codes of this many bits.
         shard: index only this part of the photos, such as "2/8"; see `sbtk index --shard`.
+        regions: also embed so many regions of each photo, 9 or 16, to find things in photos.
         progress: called after each photo with how many are done, how many there are (`None` while
             they are being found) and images a second.
         notify: called with a sentence on each step that takes long.
 
     Raises:
         BadData: there are no photos.
-        BadConfig: there is no such shard.
-        BadModel: the model makes no codes of `bits` bits, or no bundle can be used.
+        BadConfig: there is no such shard, or no such number of regions.
+        BadModel: the model makes no codes of `bits` bits or embeds no regions, or no bundle can be
+            used.
         BadGallery: the folder is not a gallery, cannot be written, or no photo could be read.
         GalleryBusy: another process is writing to the gallery.
         ModelMismatch: another model made the gallery.
@@ -81,6 +84,7 @@ def index(
             checksum=checksum,
             bits=bits,
             shard=None if shard is None else PhotoShard.parse(shard),
+            regions=regions,
         )
     finally:
         if embedder is None:

@@ -107,13 +107,18 @@ class Indexer:
         """The state now."""
         return self._progress
 
-    def update(self, roots: Sequence[Path] = ()) -> None:
+    def update(self, roots: Sequence[Path] = (), regions: int | None = None) -> None:
         """Index folders and files; by default all of the gallery.
+
+        Args:
+            roots: the folders and files.
+            regions: from now on keep so many regions of each photo; by default what the gallery
+                keeps.
 
         Raises:
             Busy: too many jobs wait, or the server is stopping.
         """
-        self._submit(partial(self._update, tuple(roots)))
+        self._submit(partial(self._update, tuple(roots), regions))
 
     def forget(self, folder: Path) -> None:
         """Remove a folder's photos from the gallery; no file is deleted.
@@ -191,7 +196,7 @@ class Indexer:
                 rate=0.0,
             )
 
-    def _update(self, roots: Sequence[Path]) -> IndexReport:
+    def _update(self, roots: Sequence[Path], regions: int | None) -> IndexReport:
         with self._open_embedder() as embedder:
             return update_gallery(
                 self.folder,
@@ -199,6 +204,7 @@ class Indexer:
                 embedder,
                 progress=self._tick,
                 publish_every_s=PUBLISH_EVERY_S,
+                regions=regions,
             )
 
     def _forget(self, folder: Path) -> None:

@@ -22,6 +22,7 @@ from fastapi.responses import StreamingResponse
 from sbtk_runtime.files import printable_name
 from sbtk_runtime.gallery.folder import folder_counts, list_failures, partly_readable, roots_to_walk
 from sbtk_runtime.gallery.remote_gallery import RemoteGallery
+from sbtk_runtime.regions import grid_of
 from sbtk_runtime.web.auth import HOST, is_loopback
 from sbtk_runtime.web.errors import error_answers, problem_answer
 from sbtk_runtime.web.indexing import Indexer
@@ -38,6 +39,7 @@ from sbtk_runtime.web.schemas import (
     IndexReportAnswer,
     Offset,
     PageSize,
+    RegionCount,
 )
 from sbtk_runtime.web.service import Service
 from sbtk_runtime.web.uploads import run_until_disconnect
@@ -137,14 +139,16 @@ def collection_routes(service: Service, *, may_change: bool) -> APIRouter:
         responses=error_answers(422, 503),
         description="Only for the user of the server's machine.",
     )
-    async def start(request: Request, under: Folder) -> Response:
+    async def start(request: Request, under: Folder, regions: RegionCount = None) -> Response:
         folder, indexer = changeable(request)
+        if regions is not None:
+            grid_of(regions)  # refuses other numbers
         roots = [] if under is None else [Path(under)]
         if roots:
             await run_until_disconnect(
                 request, service.reads.submit(lambda: roots_to_walk(folder, roots))
             )
-        indexer.update(roots)
+        indexer.update(roots, regions)
         return _json(_progress_json(service), 202)
 
     @router.delete(

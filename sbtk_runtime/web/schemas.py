@@ -423,6 +423,9 @@ ByRegions = Annotated[
     Query(description="Also find photos by their regions, if the gallery keeps them."),
     BeforeValidator(_plain_truth),
 ]
+RegionCount = Annotated[
+    int | None, Query(description="Keep so many regions of each photo: 9 or 16."), _Digits
+]
 _SHARE = r"[01](\.[0-9]{1,9})?"
 Part = Annotated[
     str | None,

@@ -17,8 +17,10 @@ import pytest
 from sbtk_cli.main import main
 from sbtk_runtime.gallery.gallery import Gallery
 from sbtk_runtime.manifest import MANIFEST_NAME
-from tests.serve_client import ask, query, sketch_png
+from tests.runtime.gallery.test_regions import CORNERS, scene, thing
+from tests.serve_client import ask, png, query, sketch_png
 from tests.tiny import tiny_bundle, write_photos
+from tests.tiny_regions import tiny_map_bundle
 
 _ENGINE = ("--engine", "onnxruntime", "--threads", "1", "--no-browser", "--port", "0")
 
@@ -99,6 +101,28 @@ def test_photos_are_indexed_served_and_updated_by_a_second_open(
         port = port_of(address)
         wait_until(lambda: count(port) == 17)
     assert [gallery] == list((home / "sbtk" / "galleries").iterdir())
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_regions_are_embedded_at_once_or_later_by_a_running_server(
+    tmp_path: Path, is_joined: bool
+) -> None:
+    photos, home = tmp_path / "photos", tmp_path / "home"
+    bundle = tiny_map_bundle(tmp_path / "map")
+    for number, box in enumerate(CORNERS):
+        scene(photos / f"{number}.png", "red", box, number)
+    first = () if is_joined else ("--regions",)
+    with opened(home, bundle, photos, *first) as (_, address):
+        port = port_of(address)
+        wait_until(lambda: count(port) == len(CORNERS))
+        if is_joined:
+            assert ask(port, "/v1/gallery").json()["regions"] is None
+            with opened(home, bundle, photos, "--regions") as (second, joined):
+                assert joined == address
+                assert second.wait(30) == 0
+        wait_until(lambda: ask(port, "/v1/gallery").json().get("regions") == 16)
+        hits = query(port, png(thing("red")), "?as=photo").json()["hits"]
+        assert all("region" in hit for hit in hits)
 
 
 def test_another_model_indexes_the_photos_again(tmp_path: Path, bundle: Path) -> None:

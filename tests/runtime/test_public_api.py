@@ -21,7 +21,9 @@ from sbtk_runtime import Bundle, Embedder, Gallery, add_photos, index, remove_ph
 from sbtk_runtime.errors import BadConfig, BadData, BadGallery, BadImage, EmptySketch, ModelMismatch
 from sbtk_runtime.preprocess import ImageInput, prepare_input
 from tests.processes import run_python
+from tests.runtime.gallery.test_regions import CORNERS, scene, thing
 from tests.tiny import tiny_bundle, tiny_photo, write_photos, write_sketch
+from tests.tiny_regions import tiny_map_bundle
 
 PUBLIC = {name: getattr(sbtk_runtime, name) for name in sbtk_runtime.__all__}
 #: What users call: functions, and the classes that do the work.
@@ -53,6 +55,20 @@ def gallery(tmp_path: Path, photos: list[Path], embedder: Embedder) -> Path:
 @pytest.fixture
 def sketch(tmp_path: Path) -> Path:
     return write_sketch(tmp_path / "sketch.png")
+
+
+def test_regions_are_indexed_and_found(tmp_path: Path) -> None:
+    for number, box in enumerate(CORNERS):
+        scene(tmp_path / "photos" / f"{number}.png", "red", box, number)
+    with Embedder(tiny_map_bundle(tmp_path / "map")) as embedder:
+        report = index(tmp_path / "photos", tmp_path / "g.sbtk", embedder, regions=9)
+        assert (report.live, report.regions) == (4, 36)
+        with Gallery.open(tmp_path / "g.sbtk") as opened:
+            hits = opened.query(thing("red"), embedder, 4, "photo")
+        assert all(hit.region is not None for hit in hits)
+        with pytest.raises(BadConfig, match="7 regions"):
+            index(tmp_path / "photos", tmp_path / "other.sbtk", embedder, regions=7)
+        assert not (tmp_path / "other.sbtk").exists()
 
 
 def test_the_package_shows_its_public_names_and_imports_them_on_first_use() -> None:

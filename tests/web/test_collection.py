@@ -216,6 +216,9 @@ def test_a_folder_that_cannot_be_indexed_is_refused(
     assert (too_long.status, too_long.code) == (422, "bad_folder")
     assert ask(port, "/v1/indexing?under=relative", "POST").code == "bad_parameter"
     assert ask(port, "/v1/folders", "DELETE").code == "bad_parameter"
+    for count in ("7", "0", "-9", "sixteen", "16.0", ""):
+        answer = ask(port, f"/v1/indexing?regions={count}", "POST")
+        assert (answer.status, answer.code) == (422, "bad_parameter")
     # Known only once it is tried; the reason is in the state, and the gallery stays.
     empty = tmp_path / "empty"
     empty.mkdir()
