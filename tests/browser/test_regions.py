@@ -222,3 +222,42 @@ def test_a_gallery_of_whole_frames_offers_no_parts(visit: Visit) -> None:
     visit.page.get_by_role("button", name="More like this", exact=True).wait_for()
     assert visit.page.get_by_role("button", name="Mark a part").is_hidden()
     assert visit.page.locator("#viewer-region").is_hidden()
+
+
+def test_the_collection_page_offers_to_compare_parts(
+    browser: Browser, place: Path, tmp_path: Path
+) -> None:
+    with Embedder(place / "bundle", engine="onnxruntime", threads=1) as embedder:
+        update_gallery(tmp_path / "plain.sbtk", [place / "photos"], embedder)
+    options = ("--model", str(place / "bundle"), "--engine", "onnxruntime", "--threads", "1")
+    with serving(tmp_path / "plain.sbtk", *options, log=tmp_path / "log") as served:
+        served.wait_until_ready()
+        with Visit(browser, served.origin) as visit:
+            visit.page.goto(f"{served.origin}/collection")
+            assert not visit.page.get_by_text("are compared, too.").is_visible()
+            visit.page.get_by_role("button", name="Compare parts").click()
+            visit.page.get_by_text("Parts of the photos are compared, too.").wait_for()
+            assert not visit.page.get_by_role("button", name="Compare parts").is_visible()
+            assert violations(visit) == []
+    with Gallery.open(tmp_path / "plain.sbtk") as gallery:
+        assert gallery.manifest.regions is not None
+        assert gallery.manifest.regions.count == 16
+
+
+def test_read_only_pages_do_not_offer_it(
+    browser: Browser, place: Path, regional: ServeProcess, tmp_path: Path
+) -> None:
+    with Embedder(place / "bundle", engine="onnxruntime", threads=1) as embedder:
+        update_gallery(tmp_path / "plain.sbtk", [place / "photos"], embedder)
+    options = ("--model", str(place / "bundle"), "--engine", "onnxruntime", "--read-only")
+    with serving(tmp_path / "plain.sbtk", *options, log=tmp_path / "log") as served:
+        served.wait_until_ready()
+        with Visit(browser, served.origin) as visit:
+            with visit.page.expect_response("**/v1/gallery"):
+                visit.page.goto(f"{served.origin}/collection")
+            visit.page.get_by_text("Folders can be changed on the computer").wait_for()
+            visit.page.wait_for_load_state("networkidle")
+            assert not visit.page.locator("#parts").is_visible()
+    with Visit(browser, regional.origin) as visit:
+        visit.page.goto(f"{regional.origin}/collection")
+        visit.page.get_by_text("Parts of the photos are compared, too.").wait_for()

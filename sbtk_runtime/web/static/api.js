@@ -13,7 +13,7 @@
 /** @typedef {{ path?: string | null, path_bytes?: string | null, name: string, count: number }} Folder */
 /**
  * @typedef {{ name: string, count: number, generation: number, model_id: string, folders: Folder[], command: string,
- *   index_command: string | null,
+ *   index_command: string | null, bits: number | null,
  *   regions: number | null, has_dates: boolean,
  *   galleries: { name: string, is_current: boolean }[] }} Gallery
  */
@@ -193,11 +193,12 @@ export function getIndexing() {
 
 /**
  * Indexes a folder, or all folders of the gallery again.
- * @param {string} [path]
+ * @param {{ under?: string, regions?: string }} [options] the folder, and how many regions of each photo to keep
  * @returns {Promise<Indexing>}
  */
-export function startIndexing(path) {
-  return requestJson(`v1/indexing${path === undefined ? "" : `?${new URLSearchParams({ under: path })}`}`, { method: "POST" });
+export function startIndexing(options = {}) {
+  const query = new URLSearchParams(options).toString();
+  return requestJson(`v1/indexing${query && `?${query}`}`, { method: "POST" });
 }
 
 /**

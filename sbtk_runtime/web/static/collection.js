@@ -1,6 +1,6 @@
 // The page of folders and files: what is indexed, what could not be read, and changes of both.
 
-import { ApiError, forgetFolder, getFailures, getFolders, problemText, startIndexing } from "./api.js";
+import { ApiError, forgetFolder, getFailures, getFolders, getGallery, problemText, startIndexing } from "./api.js";
 import { byId, showPath } from "./dom.js";
 import { IndexingMonitor, resultText, showProgress } from "./indexing.js";
 import { displayName, displayPath } from "./paths.js";
@@ -10,6 +10,8 @@ import { displayName, displayPath } from "./paths.js";
 /** @typedef {import("./api.js").Indexing} Indexing */
 
 const RETRY_MS = 1500;
+/** As many as `sbtk index --regions` keeps. */
+const REGIONS = "16";
 
 const indexing = new IndexingMonitor();
 const confirmation = byId("confirm", HTMLDialogElement);
@@ -22,10 +24,11 @@ let retryTimer;
 
 indexing.addEventListener("change", showIndexing);
 byId("update", HTMLButtonElement).addEventListener("click", () => void change(() => startIndexing()));
+byId("compare-parts", HTMLButtonElement).addEventListener("click", () => void change(() => startIndexing({ regions: REGIONS })));
 byId("add", HTMLFormElement).addEventListener("submit", (event) => {
   event.preventDefault();
   const field = byId("path", HTMLInputElement);
-  void change(() => startIndexing(field.value.trim())).then((isStarted) => {
+  void change(() => startIndexing({ under: field.value.trim() })).then((isStarted) => {
     if (isStarted) field.value = "";
   });
 });
@@ -63,12 +66,25 @@ async function load() {
     byId("add", HTMLElement).hidden = !canChange;
     byId("update", HTMLElement).hidden = !canChange || folders.length === 0;
     byId("read-only", HTMLElement).hidden = canChange;
+    await showParts(canChange && folders.length > 0);
     if (indexing.state === null) showStatus("");
     indexing.watch();
   } catch (error) {
     showError(error);
     retryTimer = setTimeout(() => void load(), RETRY_MS);
   }
+}
+
+/**
+ * Shows whether parts of photos are compared, and offers it.
+ * @param {boolean} canChange
+ */
+async function showParts(canChange) {
+  const { regions, bits } = await getGallery();
+  const isCompared = regions !== null;
+  byId("parts", HTMLElement).hidden = !isCompared && (!canChange || bits !== null);
+  byId("parts-offer", HTMLElement).hidden = isCompared;
+  byId("parts-compared", HTMLElement).hidden = !isCompared;
 }
 
 /**
@@ -126,7 +142,7 @@ function folderItem(folder, canChange) {
     button.hidden = !canChange || folder.path == null;
     button.setAttribute("aria-label", `${button.textContent} ${name}`);
     button.addEventListener("click", () => {
-      if (button.dataset.action === "update") void change(() => startIndexing(folder.path ?? ""));
+      if (button.dataset.action === "update") void change(() => startIndexing({ under: folder.path ?? "" }));
       else askToRemove(folder);
     });
   }
