@@ -23,6 +23,7 @@ from sbtk_runtime.gallery.queries import Box, Match, PhotoCopies
 from sbtk_runtime.gallery.update import IndexReport
 from sbtk_runtime.gallery.walk import left_out_sentences
 from sbtk_runtime.preprocess import Kind
+from sbtk_runtime.regions import GRIDS
 from sbtk_runtime.rerank import Rerank
 from sbtk_runtime.web.indexing import Phase
 from sbtk_runtime.web.photos import SizePx
@@ -423,9 +424,9 @@ ByRegions = Annotated[
     Query(description="Also find photos by their regions, if the gallery keeps them."),
     BeforeValidator(_plain_truth),
 ]
-RegionCount = Annotated[
-    int | None, Query(description="Keep so many regions of each photo: 9 or 16."), _Digits
-]
+_COUNTS: dict[str, Any] = {"enum": sorted(GRIDS)}
+_OF_REGIONS = Query(description="Keep so many regions of each photo.", json_schema_extra=_COUNTS)
+RegionCount = Annotated[int | None, _OF_REGIONS, _Digits]
 _SHARE = r"[01](\.[0-9]{1,9})?"
 Part = Annotated[
     str | None,
