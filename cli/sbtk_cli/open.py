@@ -51,7 +51,7 @@ to stop; the next run resumes.
 \b
 sbtk open ~/Pictures
 sbtk open ~/Pictures /media/camera
-sbtk open ~/Pictures --regions
+sbtk open photos/ --regions
 sbtk open --gallery all.sbtk
 """
 

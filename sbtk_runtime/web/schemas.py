@@ -425,7 +425,9 @@ ByRegions = Annotated[
     BeforeValidator(_plain_truth),
 ]
 _COUNTS: dict[str, Any] = {"enum": sorted(GRIDS)}
-_OF_REGIONS = Query(description="Keep so many regions of each photo.", json_schema_extra=_COUNTS)
+_OF_REGIONS = Query(
+    description="The number of regions to keep of each photo.", json_schema_extra=_COUNTS
+)
 RegionCount = Annotated[int | None, _OF_REGIONS, _Digits]
 _SHARE = r"[01](\.[0-9]{1,9})?"
 Part = Annotated[

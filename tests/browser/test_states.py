@@ -285,7 +285,7 @@ def test_a_large_image_survives_a_reload(visit: Visit, tmp_path: Path) -> None:
     assert "too large" not in visit.page.locator("body").inner_text()
 
 
-def test_a_sketch_that_storage_has_no_room_for_is_missed_aloud(visit: Visit) -> None:
+def test_a_sketch_that_storage_has_no_room_for_is_reported_as_lost(visit: Visit) -> None:
     with visit.new_hits():
         visit.stroke(ROOF)
     visit.page.evaluate(_FILL_STORAGE)

@@ -66,9 +66,9 @@ async function load() {
     byId("add", HTMLElement).hidden = !canChange;
     byId("update", HTMLElement).hidden = !canChange || folders.length === 0;
     byId("read-only", HTMLElement).hidden = canChange;
-    await showParts(canChange && folders.length > 0);
     if (indexing.state === null) showStatus("");
     indexing.watch();
+    await showParts(canChange && folders.length > 0);
   } catch (error) {
     showError(error);
     retryTimer = setTimeout(() => void load(), RETRY_MS);
